@@ -13,6 +13,8 @@ __all__ = [
     "Argument",
     "Constant",
     "Graph",
+    "GraphInput",
+    "GraphParameter",
     "Operator",
     "Parameter",
     "Ref",
