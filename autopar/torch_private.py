@@ -6,7 +6,10 @@ that a torch release that moves something breaks one file. Append; keep each wra
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.utils._pytree
 from torch import Tensor
 
 
@@ -37,3 +40,39 @@ def all_to_all_now(tensor: Tensor, size: int, group_name: str) -> Tensor:
     functional = torch.ops._c10d_functional
     rows = [tensor.shape[0] // size] * size
     return functional.wait_tensor(functional.all_to_all_single(tensor, rows, rows, group_name))
+
+
+def is_operator(target: object) -> bool:
+    """Return whether the target of a traced call is one overload of a torch operator (``torch._ops``)."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def operator_arguments(operator: Any) -> tuple[tuple[str, bool, Any, bool], ...]:
+    """Return ``(name, is keyword only, default, is written to)`` of each argument (``OpOverload._schema``)."""
+    return tuple(
+        (a.name, a.kwarg_only, a.default_value, bool(a.alias_info and a.alias_info.is_write))
+        for a in operator._schema.arguments
+    )
+
+
+def flatten_with_paths(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """Return the leaves of a tree of tuples, lists and dicts with their dotted paths, and how to rebuild it.
+
+    ``torch.utils._pytree``, whose public twin ``torch.utils.pytree`` arrived after torch 2.11.
+    """
+    leaves, structure = torch.utils._pytree.tree_flatten_with_path(tree)
+    return [(".".join(str(_key_of(entry)) for entry in path), leaf) for path, leaf in leaves], structure
+
+
+def _key_of(entry: Any) -> Any:
+    return next(getattr(entry, field) for field in ("idx", "key", "name") if hasattr(entry, field))
+
+
+def rebuild(leaves: list[Any], structure: Any) -> Any:
+    """Return the tree that ``flatten_with_paths`` took apart, with other leaves."""
+    return torch.utils._pytree.tree_unflatten(leaves, structure)
+
+
+def write_structure(structure: Any) -> str:
+    """Return a tree's structure as text; raises NotImplementedError for a class that torch cannot write."""
+    return torch.utils._pytree.treespec_dumps(structure)
