@@ -1,0 +1,146 @@
+"""The curves that profiles carry: each turns a size into seconds, and says where its numbers come from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["AttentionCurve", "CollectiveCurve", "MatmulCurve", "MemoryCurve", "interpolated"]
+
+
+def interpolated(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
+    """``ys`` at ``x``, linear between the points of ascending ``xs`` and constant outside them."""
+    if x <= xs[0]:
+        return ys[0]
+    for left in range(len(xs) - 1):
+        if x <= xs[left + 1]:
+            weight = (x - xs[left]) / (xs[left + 1] - xs[left])
+            return ys[left] + weight * (ys[left + 1] - ys[left])
+    return ys[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCurve:
+    """A kernel bound by memory: a fixed part, and bytes over the bandwidth it reaches."""
+
+    fixed_s: float
+    """What one kernel costs beyond its bytes."""
+    bytes_per_s: float
+    """Bandwidth on tensors much larger than the caches."""
+    source: str
+
+    def seconds(self, bytes_moved: float, kernels: int) -> float:
+        """Seconds of ``kernels`` kernels that read and write ``bytes_moved`` bytes together."""
+        return kernels * self.fixed_s + bytes_moved / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCurve:
+    """Fused attention: a fixed part, and FLOPs over a rate that grows with the sequence."""
+
+    fixed_s: float
+    seq: tuple[float, ...]
+    """Sequence lengths at which the rate is known, ascending."""
+    flops_per_s: tuple[float, ...]
+    """Rate at each of these lengths, for ``head_dim``; a causal mask halves the FLOPs, not the rate."""
+    head_dim: int
+    source: str
+
+    def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int) -> float:
+        """Seconds for ``flops`` operations on sequences of ``seq`` keys with heads of ``head_dim``."""
+        lengths = tuple(math.log(length) for length in self.seq)
+        rate = interpolated(math.log(max(seq, 1)), lengths, self.flops_per_s)
+        return kernels * self.fixed_s + flops / (rate * self._head_dim_factor(head_dim))
+
+    def _head_dim_factor(self, head_dim: int) -> float:
+        """Softmax costs the same for every head dimension, so wider heads run nearer to the peak."""
+        ratio = head_dim / self.head_dim
+        return min(ratio, 1.0) if ratio <= 1 else min(ratio**0.25, 1.25)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveCurve:
+    """One collective on one kind of link: ``latency + ramp·w/(w + ramp_bytes) + w/bandwidth``.
+
+    ``w`` is what each rank puts on the wire (ring: (n−1)/n of the tensor, twice that for an all-reduce).
+    The ramp is the loss while the library changes from its low-latency to its full-bandwidth protocol.
+    One entry per number of ranks that was measured.
+    """
+
+    ranks: tuple[int, ...]
+    latency_s: tuple[float, ...]
+    ramp_s: tuple[float, ...]
+    ramp_bytes: tuple[float, ...]
+    bytes_per_s: tuple[float, ...]
+    source: str
+
+    def seconds(self, wire_bytes: float, ranks: int) -> float:
+        """Seconds when each of ``ranks`` ranks sends ``wire_bytes``."""
+        at = math.log2(ranks)
+        known = tuple(math.log2(count) for count in self.ranks)
+        ramp = interpolated(at, known, self.ramp_s)
+        half = interpolated(at, known, self.ramp_bytes)
+        rate = interpolated(at, known, self.bytes_per_s)
+        return self._latency_s(ranks) + ramp * wire_bytes / (wire_bytes + half) + wire_bytes / rate
+
+    def _latency_s(self, ranks: int) -> float:
+        """Latency grows with the steps of the ring beyond the largest group that was measured."""
+        last = self.ranks[-1]
+        if ranks <= last:
+            return interpolated(float(ranks), tuple(map(float, self.ranks)), self.latency_s)
+        return self.latency_s[-1] * (ranks - 1) / (last - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulCurve:
+    """Matrix products of one dtype, by tiles over multiprocessors.
+
+    ``m × n`` is cut into tiles, which ``units`` multiprocessors take in waves; one tile of ``k`` steps takes
+    ``2·tile_m·tile_n·(k + k_overhead)`` FLOPs at ``flops_per_s / units``; the fastest tile shape is
+    taken. A product can be no faster than its operands are read: ``(tiles⁴ + memory⁴)^¼``.
+    """
+
+    fixed_s: float
+    """What one product costs beyond its waves and bytes."""
+    flops_per_s: float
+    """Rate in a burst of a product large enough to hide everything else."""
+    units: int
+    """Multiprocessors; 1 where products are not tiled over any."""
+    tiles: tuple[tuple[int, int], ...]
+    """Tile shapes (m, n), each tried both ways."""
+    tile_efficiency: tuple[float, ...]
+    """Rate of each tile shape relative to ``flops_per_s``."""
+    k_overhead: float
+    """Steps of k lost to filling and draining one tile."""
+    wave_split: float
+    """How far a last, partial wave spreads over idle units (stream-K, split-K): 0 not at all, 1 fully."""
+    memory_bytes_per_s: float
+    """Bandwidth at which operands arrive."""
+    step_slowdown_flops: tuple[float, ...]
+    """Product sizes (FLOPs) at which ``step_slowdown`` is known, ascending."""
+    step_slowdown: tuple[float, ...]
+    """How much slower than in a burst a product runs inside a training step: power limit and cold caches."""
+    source: str
+
+    def burst_s(self, m: int, n: int, k: int, *, batch: int = 1, element_bytes: int = 2) -> float:
+        """Seconds of ``batch`` products ``m × k @ k × n`` in a hot loop."""
+        waves_s = min(
+            self._waves_s(batch * math.ceil(m / rows) * math.ceil(n / columns), rows * columns, k)
+            / efficiency
+            for tile, efficiency in zip(self.tiles, self.tile_efficiency, strict=True)
+            for rows, columns in (tile, tile[::-1])
+        )
+        memory_s = element_bytes * batch * (m * k + k * n + m * n) / self.memory_bytes_per_s
+        return self.fixed_s + math.hypot(waves_s**2, memory_s**2) ** 0.5
+
+    def seconds(self, m: int, n: int, k: int, *, batch: int = 1, element_bytes: int = 2) -> float:
+        """Seconds of ``batch`` products ``m × k @ k × n`` inside a training step."""
+        flops = max(2.0 * batch * m * n * k, 1.0)
+        sizes = tuple(math.log(size) for size in self.step_slowdown_flops)
+        slowdown = interpolated(math.log(flops), sizes, self.step_slowdown)
+        return self.burst_s(m, n, k, batch=batch, element_bytes=element_bytes) * slowdown
+
+    def _waves_s(self, tiles: int, tile_elements: int, k: int) -> float:
+        ideal = max(tiles / self.units, 1.0)
+        waves = self.wave_split * ideal + (1.0 - self.wave_split) * math.ceil(tiles / self.units)
+        return waves * 2.0 * tile_elements * (k + self.k_overhead) * self.units / self.flops_per_s
