@@ -1,0 +1,74 @@
+"""Runs ``torch.export`` on a module as it is, and says what went wrong in terms of the user's code."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from torch import nn
+
+from autopar.capture.constants import KeepConstants
+from autopar.capture.inputs import Example, module_device
+from autopar.capture.sources import error_line
+from autopar.errors import CaptureError
+from autopar.torch_private import write_structure
+
+__all__ = ["export", "output_tree"]
+
+
+def export(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    """Returns the module's forward as torch.export sees it: non-strict, training mode, not decomposed.
+
+    Raises CaptureError with the user's line when the forward cannot be exported.
+    """
+    device = module_device(module)
+    with ExitStack() as stack:
+        stack.enter_context(_training(module))
+        if device is not None and device.type == "meta":
+            stack.enter_context(device)
+            stack.enter_context(KeepConstants(device))
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        try:
+            return torch.export.export(module, example.args, example.kwargs, strict=False)
+        except Exception as error:
+            raise CaptureError(_explain(module, error)) from error
+
+
+@contextmanager
+def _training(module: nn.Module) -> Iterator[None]:
+    """Puts a module that is in eval mode into training mode; in one that trains, parts may stay in eval."""
+    modes = [(each, each.training) for each in module.modules()]
+    if not module.training:
+        module.train()
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training
+
+
+def _explain(module: nn.Module, error: Exception) -> str:
+    line = error_line(error)
+    where = f"{type(module).__name__} cannot be captured" + (f": {line}" if line else "")
+    kind = type(error).__name__
+    if kind == "GuardOnDataDependentSymNode" or "data-dependent" in str(error):
+        return (
+            f"{where}\nWhat runs here depends on the values of a tensor; a plan must hold for all values. "
+            "Compute both sides and choose with torch.where, or move this decision out of the forward."
+        )
+    return f"{where}\n{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def output_tree(program: torch.export.ExportedProgram) -> str:
+    """Returns how the module packs its outputs: ``tensor`` for a single one, else torch's own text."""
+    structure: Any = program.call_spec.out_spec
+    if structure.is_leaf():
+        return "tensor"
+    try:
+        return write_structure(structure)
+    except NotImplementedError as error:
+        raise CaptureError(f"the forward returns a class that torch cannot write down: {error}") from error
