@@ -3,7 +3,8 @@
 Rings and their bandwidth terms: Thakur, Rabenseifner and Gropp, "Optimization of collective communication
 operations in MPICH" (2005). A collective that spans nodes runs one ring per network card, so that a node's
 cards work together and the slower of the two levels sets the pace (NCCL; seen as 192 GB/s bus bandwidth on
-4 nodes of 8 A100 with 8 × 25 GB/s, against 24 GB/s of an all-to-all, which cannot share cards).
+4 nodes of 8 A100 with 8 × 25 GB/s, against 24 GB/s of an all-to-all, which cannot share cards). A sum of all
+takes a ring or a tree, whichever is sooner.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import math
 from cost_models.topology import AxisPath, Link
 
 __all__ = ["all_gather_s", "all_reduce_s", "all_to_all_s", "reduce_scatter_s", "send_s"]
+
+TREE_BANDWIDTH = 0.92  # of a ring's, for the tree all-reduce: NCCL 2.x, src/graph/tuning.cc
 
 
 def all_gather_s(output_bytes: float, path: AxisPath) -> float:
@@ -58,17 +61,26 @@ def _ring_bytes(tensor_bytes: float, ranks: int) -> float:
 def _ring_s(collective: str, wire_bytes: float, path: AxisPath) -> float:
     if path.ranks == 1 or wire_bytes <= 0:
         return 0.0
-    if not path.crosses_nodes:
-        return _level_s(collective, wire_bytes, path.ranks, path.intra)
     inside_s = _level_s(collective, wire_bytes, path.ranks_per_node, path.intra)
+    if not path.crosses_nodes:
+        return inside_s
     network_s = wire_bytes / (path.ranks_per_node * path.inter.bytes_per_s)
-    return _network_latency_s(collective, path) + max(inside_s, network_s)
+    around_s = _ring_latency_s(path) + max(inside_s, network_s)
+    if collective != "all_reduce":
+        return around_s
+    up_and_down_s = _tree_latency_s(path) + max(inside_s, network_s / TREE_BANDWIDTH)
+    return min(around_s + _ring_latency_s(path), up_and_down_s)
 
 
-def _network_latency_s(collective: str, path: AxisPath) -> float:
-    """Hops between nodes: a tree up and down for sums of all, a ring for the others (NCCL's choices)."""
-    hops = 2 * math.log2(path.nodes) if collective == "all_reduce" else path.nodes - 1
-    return hops * path.inter.latency_s
+def _ring_latency_s(path: AxisPath) -> float:
+    """One time around: a hop between nodes, then a hop to each further rank of the node."""
+    inside_s = (path.ranks_per_node - 1) * path.intra.latency_s
+    return (path.nodes - 1) * (inside_s + path.inter.latency_s)
+
+
+def _tree_latency_s(path: AxisPath) -> float:
+    """Up and down a binary tree over nodes."""
+    return 2.0 * math.ceil(math.log2(path.nodes)) * path.inter.latency_s
 
 
 def _level_s(collective: str, wire_bytes: float, ranks: int, link: Link) -> float:

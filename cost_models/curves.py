@@ -131,7 +131,7 @@ class MatmulCurve:
             for rows, columns in (tile, tile[::-1])
         )
         memory_s = element_bytes * batch * (m * k + k * n + m * n) / self.memory_bytes_per_s
-        return self.fixed_s + math.hypot(waves_s**2, memory_s**2) ** 0.5
+        return self.fixed_s + math.sqrt(math.hypot(waves_s**2, memory_s**2))
 
     def seconds(self, m: int, n: int, k: int, *, batch: int = 1, element_bytes: int = 2) -> float:
         """Seconds of ``batch`` products ``m × k @ k × n`` inside a training step."""
