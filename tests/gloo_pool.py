@@ -62,7 +62,9 @@ class GlooPool:
         for pipe in self._pipes:
             pipe.send_bytes(work)
         answers = self._collect(timeout_s)
-        failures = [f"rank {rank}: {text}" for rank, (kind, text) in sorted(answers.items()) if kind == "error"]
+        failures = [
+            f"rank {rank}: {text}" for rank, (kind, text) in sorted(answers.items()) if kind == "error"
+        ]
         silent = sorted(set(range(self.size)) - answers.keys())
         if failures or silent:
             self.stop()
@@ -91,7 +93,9 @@ class GlooPool:
         meeting_file = os.path.join(self._folder.name, "store")  # a file store needs no port
         for rank in range(self.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, self.size, meeting_file), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, rank, self.size, meeting_file), daemon=True
+            )
             process.start()
             theirs.close()
             self._processes.append(process)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -35,7 +34,10 @@ def axes_of(mesh: DeviceMesh) -> dict[str, Axis]:
 
 def nested_size(axes: Iterable[Axis]) -> int:
     """Shards of a dim that is sharded over all ``axes``."""
-    return prod(axis.size for axis in axes)
+    size = 1  # a loop: Dynamo traces it
+    for axis in axes:
+        size *= axis.size
+    return size
 
 
 def nested_index(axes: Iterable[Axis]) -> int:

@@ -93,7 +93,9 @@ def all_to_all(
     if axis.size == 1:
         return x
     if from_dim % x.ndim == to_dim % x.ndim:
-        raise ValueError(f"all_to_all needs two different dims of a {x.ndim}-dimensional tensor, got {from_dim}, {to_dim}")
+        raise ValueError(
+            f"all_to_all needs two different dims of a {x.ndim}-dimensional tensor, got {from_dim}, {to_dim}"
+        )
     return _AllToAll.apply(x, axis, from_dim, to_dim, from_blocks, to_blocks)
 
 

@@ -51,7 +51,9 @@ def is_close(actual: Tensor, expected: Tensor) -> bool:
     return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-def convert(name: str, mesh: tuple[int, ...], position: int, shape: tuple[int, ...], at: tuple, seed: int) -> tuple:
+def convert(
+    name: str, mesh: tuple[int, ...], position: int, shape: tuple[int, ...], at: tuple, seed: int
+) -> tuple:
     """On one rank: whether the conversion's value and gradient are what its states say."""
     axis = axis_of_mesh(mesh, position)
     from_state, to_state, function = CONVERSIONS[name]
@@ -60,9 +62,17 @@ def convert(name: str, mesh: tuple[int, ...], position: int, shape: tuple[int, .
     gradients = torch.randn(axis.size, *shape, dtype=torch.float64, generator=random)
     value = values.sum(0) if from_state == "P|R" else values[0]
     gradient = gradients.sum(0) if to_state == "R|P" else gradients[0]
-    local = {"S": partial(piece, value, axis, *at[0]), "R|R": lambda: value, "P|R": lambda: values[axis.index]}
+    local = {
+        "S": partial(piece, value, axis, *at[0]),
+        "R|R": lambda: value,
+        "P|R": lambda: values[axis.index],
+    }
     expected = {"S": partial(piece, value, axis, *at[1])}.get(to_state, lambda: value)()
-    sent = {"S": partial(piece, gradient, axis, *at[1]), "R|R": lambda: gradient, "R|P": lambda: gradients[axis.index]}
+    sent = {
+        "S": partial(piece, gradient, axis, *at[1]),
+        "R|R": lambda: gradient,
+        "R|P": lambda: gradients[axis.index],
+    }
     wanted = {"S": partial(piece, gradient, axis, *at[0])}.get(from_state, lambda: gradient)()
 
     x = local[from_state]().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_()  # not contiguous
@@ -132,7 +142,7 @@ def chain(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
     y = reduce_scatter(torch.nn.functional.linear(hidden, hidden.mean((0, 1)).expand(8, -1)), axis, 1)
     moved = all_to_all(all_to_all(y, axis, 1, 2), axis, 2, 1)
     whole = all_gather(moved, axis, 1, backward="slice")
-    return all_reduce(sum_gradient(whole, axis).sum() * axis.index, axis, backward="all_reduce")
+    return all_reduce(sum_gradient(whole, axis).sum() * (1 + axis.index), axis, backward="all_reduce")
 
 
 def compare_compiled(backend: str) -> list[bool]:
@@ -143,7 +153,10 @@ def compare_compiled(backend: str) -> list[bool]:
     for function in (chain, torch.compile(chain, fullgraph=True, backend=backend, dynamic=False)):
         loss = function(x, weight, axis)
         results.append((loss.detach(), *torch.autograd.grad(loss, (x, weight))))
-    return [torch.allclose(eager, compiled, rtol=1e-4, atol=1e-5) for eager, compiled in zip(*results, strict=True)]
+    return [
+        torch.allclose(eager, compiled, rtol=1e-4, atol=1e-5)
+        for eager, compiled in zip(*results, strict=True)
+    ]
 
 
 def test_conversions_trace_into_one_graph(pool):
@@ -164,7 +177,9 @@ def test_an_axis_of_one_rank_does_nothing():
 
 def test_uneven_dims_are_refused():
     axis = Axis("tp", 2, 0, "none")
-    with pytest.raises(ValueError, match="dim 1 of shape \\(4, 6\\) does not divide into 2 blocks × 2 shards"):
+    with pytest.raises(
+        ValueError, match="dim 1 of shape \\(4, 6\\) does not divide into 2 blocks × 2 shards"
+    ):
         shard(torch.ones(4, 6), axis, 1, 2)
     with pytest.raises(ValueError, match="two different dims"):
         all_to_all(torch.ones(4, 6), axis, 1, -1)
