@@ -1,0 +1,187 @@
+"""Seconds of what a plan does on one mesh: operators, conversions and the upkeep of parameters.
+
+The planner's side of ``cost_models``: it knows layouts and meshes, the models know bytes and links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+from autopar.capture.graph import Ref, Value
+from autopar.planner.mesh import SHARD, MeshAxis
+from autopar.planner.work import works
+from autopar.shardings.calls import Call
+from autopar.shardings.conversion import ConversionTable, Step, conversion_table
+from autopar.shardings.placement import Layout, local_shape
+from cost_models.cluster import AxisPath, Cluster, joined_path, mesh_axes
+from cost_models.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
+from cost_models.dtypes import dtype_bytes
+from cost_models.operators import Work, host_s, operator_s
+
+__all__ = ["OperatorPrice", "Prices"]
+
+PLAIN_STEP_S = 1e-8
+"""Added to every step of a conversion, so that among equals the plan with fewer of them wins."""
+OPTIMIZER_BYTES_PER_PARAMETER = 28
+"""AdamW in float32: reads parameter, gradient and two moments, writes all but the gradient (4 B each)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorPrice:
+    """One operator with one strategy on one device."""
+
+    forward_s: float
+    backward_s: float
+    provenance: str
+
+    @property
+    def seconds(self) -> float:
+        return self.forward_s + self.backward_s
+
+
+@dataclass(frozen=True)
+class Prices:
+    """All prices on one mesh of one cluster."""
+
+    cluster: Cluster
+    axes: tuple[MeshAxis, ...]
+    _operators: dict[object, OperatorPrice] = field(default_factory=dict, repr=False)
+    _tables: dict[object, ConversionTable] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+    @cached_property
+    def paths(self) -> tuple[AxisPath, ...]:
+        return mesh_axes(self.cluster, self.sizes)
+
+    def operator(self, call: Call, operands: Sequence[Layout], results: Sequence[Layout]) -> OperatorPrice:
+        """Forward and backward seconds of a call whose operands and results have these layouts."""
+        reads = tuple(local_shape(v.shape, layout, self.sizes) for v, layout in zip(call.operands, operands, strict=True))
+        makes = tuple(
+            local_shape(v.shape, layout, self.sizes) if v is not None else ()
+            for v, layout in zip(call.results, results, strict=True)
+        )
+        gradients = tuple(value.requires_grad for value in call.operands)
+        literals = tuple(argument for argument in call.operator.arguments if not isinstance(argument, Ref))
+        key = (call.operator.target, literals, call.result.dtype, reads, makes, gradients)
+        if key not in self._operators:
+            forward, backward = works(call, reads, makes)
+            self._operators[key] = self._price(forward, backward)
+        return self._operators[key]
+
+    def _price(self, forward: Work, backward: Work | None) -> OperatorPrice:
+        device = self.cluster.device
+        ahead = operator_s(forward, device)
+        behind = operator_s(backward, device) if backward else None
+        on_host = device.kind == "cpu"
+        host_forward = host_s(forward, device) if on_host else 0.0
+        host_backward = host_s(backward, device) if backward and on_host else 0.0
+        return OperatorPrice(
+            ahead.seconds + host_forward, (behind.seconds if behind else 0.0) + host_backward, ahead.provenance
+        )
+
+    def table(self, value: Value, layouts: frozenset[Layout]) -> ConversionTable:
+        """Cheapest conversions of a value among the layouts that somebody yields or wants."""
+        shards = frozenset(placement for layout in layouts for placement in layout if placement.is_shard)
+        key = (value.shape, value.dtype, value.requires_grad, shards)
+        if key not in self._tables:
+            self._tables[key] = conversion_table(
+                value.shape,
+                dtype_bytes(value.dtype),
+                layouts,
+                self.sizes,
+                self.step_s,
+                requires_grad=value.requires_grad,
+            )
+        return self._tables[key]
+
+    def step_s(self, step: Step, bytes_before: int, bytes_after: int) -> float:
+        """Seconds of one step of a conversion, forward and backward."""
+        forward = self._collective_s(step.forward, step.axis, bytes_before, bytes_after)
+        backward = self._collective_s(step.backward, step.axis, bytes_after, bytes_before)
+        return PLAIN_STEP_S + forward + backward
+
+    def _collective_s(self, name: str, axis: int, before: int, after: int) -> float:
+        path = self.paths[axis]
+        match name:
+            case "nothing":
+                return 0.0
+            case "all_gather":
+                return all_gather_s(after, path) + self._host_s()
+            case "reduce_scatter":
+                return reduce_scatter_s(before, path) + self._host_s()
+            case "all_reduce":
+                return all_reduce_s(before, path) + self._host_s()
+            case "all_to_all":
+                return all_to_all_s(before, path) + self._host_s()
+            case "slice" | "share" | "pad":
+                small = min(before, after)
+                return self._price(Work("copy", 0.0, small, max(small, after), "float32"), None).forward_s
+        raise AssertionError(f"unknown collective {name}")
+
+    def _host_s(self) -> float:
+        device = self.cluster.device
+        return device.host_dispatch_s if device.kind == "cpu" else 0.0
+
+    @cached_property
+    def data_path(self) -> AxisPath | None:
+        """The group of ranks over which gradients are summed; None without data axes."""
+        paths = [path for axis, path in zip(self.axes, self.paths, strict=True) if axis.is_data]
+        return joined_path(paths) if paths else None
+
+    @property
+    def shard_ways(self) -> int:
+        """Ranks that a parameter is spread over at rest, beyond the layout in which it is used."""
+        return prod(axis.size for axis in self.axes if axis.kind == SHARD)
+
+    def upkeep_s(self, value: Value, at_rest: Layout) -> float:
+        """Seconds a step spends on one parameter: data-parallel gathers and sums, and the optimizer.
+
+        The gathers and sums of a segment share their latency, so they are priced by bandwidth (64 MiB each).
+        """
+        local = prod(local_shape(value.shape, at_rest, self.sizes)) * dtype_bytes(value.dtype)
+        if not value.requires_grad:
+            return 0.0
+        return self.gradient_sync_s(local) + self.gather_s(local) + self.optimizer_s(local / dtype_bytes(value.dtype))
+
+    def gradient_sync_s(self, local_bytes: float) -> float:
+        """Summing one parameter's gradient over the data axes."""
+        seconds, remaining = 0.0, local_bytes
+        for axis, path in self._data_axes(SHARD):
+            seconds += _share(reduce_scatter_s, remaining, path)
+            remaining /= axis.size
+        for _, path in self._data_axes("replicate"):
+            seconds += _share(all_reduce_s, remaining, path)
+        return seconds
+
+    def gather_s(self, local_bytes: float) -> float:
+        """Gathering one parameter twice, for forward and for backward."""
+        seconds, remaining = 0.0, local_bytes
+        for axis, path in self._data_axes(SHARD):
+            seconds += 2.0 * _share(all_gather_s, remaining, path)
+            remaining /= axis.size
+        return seconds
+
+    def optimizer_s(self, local_elements: float) -> float:
+        """One AdamW update of the part that this rank keeps."""
+        moved = OPTIMIZER_BYTES_PER_PARAMETER * local_elements / self.shard_ways
+        small = Work("optimizer", 0.0, moved * 4 / 7, moved * 3 / 7, "float32", kernels=1)
+        launch = Work("optimizer", 0.0, 0.0, 0.0, "float32", kernels=1)
+        device = self.cluster.device
+        return operator_s(small, device).seconds - operator_s(launch, device).seconds
+
+    def _data_axes(self, kind: str) -> list[tuple[MeshAxis, AxisPath]]:
+        return [(axis, path) for axis, path in zip(self.axes, self.paths, strict=True) if axis.kind == kind]
+
+
+_BUCKET_BYTES = 64 * 2**20
+
+
+def _share(collective, part_bytes: float, path: AxisPath) -> float:  # type: ignore[no-untyped-def]
+    """A tensor's share of a collective that carries many tensors."""
+    return collective(_BUCKET_BYTES, path) * part_bytes / _BUCKET_BYTES if path.ranks > 1 else 0.0

@@ -1,0 +1,172 @@
+"""The search space on one mesh: every item with its candidates, and what each candidate costs and keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from autopar.capture.graph import Graph
+from autopar.planner.mesh import MODEL
+from autopar.planner.operators import PlannedOperator, PlannedType
+from autopar.planner.prices import Prices
+from autopar.planner.roles import allowed_choices
+from autopar.planner.saved import saved_by
+from autopar.planner.tensors import Item, ParameterGroup, Tensor, parameter_groups, tensors_of
+from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Layout, Placement, is_legal, local_shape
+from autopar.shardings.strategy import Strategy, strategies
+from cost_models.dtypes import dtype_bytes
+
+__all__ = ["Candidate", "Space", "search_space"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to decide an item."""
+
+    operands: tuple[Layout, ...]
+    """Layouts in which the item wants what it reads."""
+    results: tuple[Layout, ...]
+    """Layouts in which it yields what it makes."""
+    seconds: float
+    """Per step, all uses of the item counted."""
+    kept_bytes: float
+    """Held on each device from here to the end of the step, conversions excluded."""
+    strategy: Strategy | None = None
+    """For operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Items with their candidates, and the tensors that join them."""
+
+    prices: Prices
+    items: dict[Item, tuple[Candidate, ...]]
+    tensors: tuple[Tensor, ...]
+    groups: tuple[ParameterGroup, ...]
+
+    def layouts(self, tensor: Tensor) -> frozenset[Layout]:
+        """Every layout in which the tensor may be yielded or wanted."""
+        made = {candidate.results[tensor.result] for candidate in self.items[tensor.producer]}
+        wanted = {
+            candidate.operands[use.position] for use in tensor.uses for candidate in self.items[use.item]
+        }
+        return frozenset(made | wanted)
+
+
+def search_space(graph: Graph, types: Mapping[str, PlannedType], prices: Prices) -> Space:
+    """All candidates of all items of ``graph`` on the mesh of ``prices``."""
+    tensors, groups = tensors_of(graph), parameter_groups(graph)
+    counts = {name: sum(call.type == name for call in graph.calls) for name in types}
+    items: dict[Item, tuple[Candidate, ...]] = {}
+    for name, planned in types.items():
+        for operator in planned.operators:
+            items[Item("operator", name, operator.name)] = _operator_candidates(
+                operator, planned, prices, counts[name]
+            )
+    for graph_input in graph.inputs:
+        layouts = _all_layouts(graph_input.value.shape, prices)
+        items[Item("input", "", graph_input.value.name)] = tuple(Candidate((), (layout,), 0.0, 0.0) for layout in layouts)
+    for name in graph.outputs:
+        items[Item("output", "", name)] = (Candidate(((REPLICATE,) * len(prices.axes),), (), 0.0, 0.0),)
+    uses = {tensor.producer: tensor for tensor in tensors}
+    for group in groups:
+        items[group.item] = _resting_candidates(group, uses[group.item], items, prices)
+    _add_boundaries(items, types, tensors, prices)
+    return Space(prices, items, tensors, groups)
+
+
+def _operator_candidates(
+    operator: PlannedOperator, planned: PlannedType, prices: Prices, count: int
+) -> tuple[Candidate, ...]:
+    choices = tuple(allowed_choices(operator, axis, planned.labels) for axis in prices.axes)
+    found = list(strategies(operator.call, choices, prices.sizes))
+    if not found:
+        # What each axis may do alone cannot be combined: leave the combination to all axes' full choices.
+        found = list(strategies(operator.call, (operator.choices,) * len(prices.axes), prices.sizes))
+    candidates = []
+    for strategy in found:
+        seconds = prices.operator(operator.call, strategy.operands, strategy.results).seconds
+        kept = _kept_bytes(operator, strategy, prices)
+        candidates.append(Candidate(strategy.operands, strategy.results, count * seconds, count * kept, strategy))
+    return tuple(candidates)
+
+
+def _kept_bytes(operator: PlannedOperator, strategy: Strategy, prices: Prices) -> float:
+    """What autograd keeps of the operator's own results; operands are charged to the tensors they are."""
+    saved = saved_by(operator.call)
+    kept = 0.0
+    if saved.keeps_result:
+        for value, layout in zip(operator.call.results, strategy.results, strict=True):
+            if value is not None:
+                kept += prod(local_shape(value.shape, layout, prices.sizes)) * dtype_bytes(value.dtype)
+    if saved.extra_bytes_per_element:
+        shape = local_shape(operator.call.operands[0].shape, strategy.operands[0], prices.sizes)
+        kept += prod(shape) * saved.extra_bytes_per_element
+    return kept
+
+
+def _all_layouts(shape: tuple[int, ...], prices: Prices) -> tuple[Layout, ...]:
+    """Replicated or sharded on any dim, per axis."""
+    alphabet = (REPLICATE, *(Placement("S", dim) for dim in range(len(shape))))
+    found = product(alphabet, repeat=len(prices.axes))
+    return tuple(layout for layout in found if is_legal(shape, layout, prices.sizes))
+
+
+def _resting_candidates(
+    group: ParameterGroup, tensor: Tensor, items: Mapping[Item, tuple[Candidate, ...]], prices: Prices
+) -> tuple[Candidate, ...]:
+    """Layouts at rest: on model axes as some use wants it, or replicated; on data axes the engine's business."""
+    wanted = {candidate.operands[use.position] for use in tensor.uses for candidate in items[use.item]}
+    whole = REPLICATE_PARTIAL if group.value.requires_grad else REPLICATE
+    per_axis: list[list[Placement]] = []
+    for position, axis in enumerate(prices.axes):
+        shards = sorted({layout[position] for layout in wanted if layout[position].is_shard}, key=str)
+        per_axis.append([REPLICATE, *shards] if axis.kind == MODEL else [whole])
+    count = len(group.names)
+    found = []
+    for layout in product(*per_axis):
+        if is_legal(group.value.shape, layout, prices.sizes):
+            seconds = prices.upkeep_s(group.value, layout)
+            found.append(Candidate((), (layout,), count * seconds, count * _resting_bytes(group, layout, prices)))
+    return tuple(found)
+
+
+def _resting_bytes(group: ParameterGroup, layout: Layout, prices: Prices) -> float:
+    """Parameter, gradient and optimizer state of one parameter on one device."""
+    elements = prod(local_shape(group.value.shape, layout, prices.sizes))
+    if not group.value.requires_grad:
+        return float(elements * dtype_bytes(group.value.dtype))
+    return 16.0 * elements / prices.shard_ways
+
+
+def _add_boundaries(
+    items: dict[Item, tuple[Candidate, ...]],
+    types: Mapping[str, PlannedType],
+    tensors: Iterable[Tensor],
+    prices: Prices,
+) -> None:
+    """Segment inputs may take any layout that their producers yield or their readers want, partial sums excepted."""
+    wanted: dict[Item, set[Layout]] = {}
+    for tensor in tensors:
+        boundaries = [use.item for use in tensor.uses if use.item.kind == "boundary"]
+        for item in boundaries:
+            wanted.setdefault(item, set())
+        if tensor.producer.kind == "boundary":
+            wanted.setdefault(tensor.producer, set()).update(
+                candidate.operands[use.position]
+                for use in tensor.uses
+                if use.item in items
+                for candidate in items[use.item]
+            )
+        elif boundaries and tensor.producer in items:
+            yielded = {candidate.results[tensor.result] for candidate in items[tensor.producer]}
+            for item in boundaries:
+                wanted[item] |= yielded
+    for item, layouts in wanted.items():
+        legal = sorted((layout for layout in layouts if all(p.kind != "P" for p in layout)), key=str)
+        plain = (REPLICATE,) * len(prices.axes)
+        items[item] = tuple(
+            Candidate((layout,), (layout,), 0.0, 0.0) for layout in dict.fromkeys((*legal, plain))
+        )
