@@ -10,6 +10,7 @@ import numpy as np
 
 from solver.normal_form import normal_form
 from solver.planning_ilp import solve_by_pulp
+from solver.presolve import presolve
 from solver.problem import Edge, FloatArray, Problem, evaluate
 from solver.solution import Solution, Status
 
@@ -26,15 +27,20 @@ def solve(problem: Problem, *, time_limit_s: float = 60.0, gap: float = 1e-6) ->
     when it ran out before any choice was found, which says nothing about whether one exists.
     """
     start_s = time.perf_counter()
-    form = normal_form(problem)
-    if any(costs.size == 0 for costs in form.costs):
-        return Solution(
-            Status.infeasible, None, math.inf, math.inf, time.perf_counter() - start_s, "presolve"
-        )
-    found = solve_by_pulp(form, time_limit_s=time_limit_s, gap=gap)
-    if found.choice is not None:
-        found = _checked(problem, replace(found, choice=form.choice(found.choice)))
-    return replace(found, wall_s=time.perf_counter() - start_s)
+    reduced = presolve(normal_form(problem), time_limit_s=time_limit_s / 4)
+    if reduced is None:
+        wall_s = time.perf_counter() - start_s
+        return Solution(Status.infeasible, None, math.inf, math.inf, wall_s, "presolve")
+    left_s = time_limit_s - (time.perf_counter() - start_s)
+    found = solve_by_pulp(reduced.form, time_limit_s=left_s, gap=gap)
+    found = replace(
+        found,
+        choice=None if found.choice is None else reduced.choice(found.choice),
+        cost=found.cost + reduced.constant,
+        lower_bound=found.lower_bound + reduced.constant,
+        wall_s=time.perf_counter() - start_s,
+    )
+    return found if found.choice is None else _checked(problem, found)
 
 
 def smallest_usage(problem: Problem, *, time_limit_s: float = 60.0, gap: float = 1e-6) -> Solution:

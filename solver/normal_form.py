@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.problem import Edge, Fan, FloatArray, IntArray, Problem
+from solver.problem import USAGE_TOLERANCE, Edge, Fan, FloatArray, IntArray, Problem
 
 __all__ = ["Load", "NormalForm", "Pair", "Shared", "normal_form", "row_classes"]
 
@@ -68,9 +68,8 @@ class NormalForm:
     pairs: tuple[Pair, ...]
     shared: tuple[Shared, ...]
     loads: tuple[Load, ...]
-    usage_limit: float
-    time_points: int
-    """Times at which the usage can peak; all others are below one of these."""
+    room: FloatArray
+    """(time points,) usage that fits at each time at which the usage can peak."""
 
     def choice(self, picks: tuple[int, ...]) -> tuple[int, ...]:
         """The problem's own strategy numbers of one pick per node."""
@@ -104,8 +103,7 @@ def normal_form(problem: Problem) -> NormalForm:
         pairs=tuple(pair for pair in pairs if pair.costs.any()),
         shared=tuple(shared),
         loads=tuple(load for load in loads if load.times[0] < load.times[1] and load.usages.any()),
-        usage_limit=problem.usage_limit,
-        time_points=time_points,
+        room=np.full(time_points, problem.usage_limit * (1 + USAGE_TOLERANCE)),
     )
 
 

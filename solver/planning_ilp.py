@@ -97,9 +97,9 @@ def versions_serve_their_uses(variables: Variables) -> Iterator[pulp.LpConstrain
 
 
 def usage_fits(form: NormalForm, variables: Variables) -> Iterator[pulp.LpConstraint]:
-    """Live usage at each time point, as a share of the limit."""
-    unit = form.usage_limit or 1.0
-    held: list[list[pulp.LpAffineExpression]] = [[] for _ in range(form.time_points)]
+    """Live usage at each time point, in units of the largest room."""
+    unit = form.room.max(initial=0.0) or 1.0
+    held: list[list[pulp.LpAffineExpression]] = [[] for _ in form.room]
     for load in form.loads:
         usage = _weighted(load.usages / unit, variables.x[load.node])
         for point in range(*load.times):
@@ -109,9 +109,9 @@ def usage_fits(form: NormalForm, variables: Variables) -> Iterator[pulp.LpConstr
         usage = pulp.LpAffineExpression((made, shares[w]) for (_, w), made in m.items() if shares[w] > 0)
         for point in range(*shared.times):
             held[point].append(usage)
-    for terms in held:
+    for terms, room in zip(held, form.room, strict=True):
         if terms:
-            yield pulp.lpSum(terms) <= form.usage_limit / unit
+            yield pulp.lpSum(terms) <= float(room / unit)
 
 
 def _priced(form: NormalForm, variables: Variables, scale: float) -> Iterator[pulp.LpAffineExpression]:
