@@ -11,11 +11,12 @@ from functools import cached_property
 from math import prod
 
 from autopar.capture.graph import Ref, Value
+from autopar.planner.internal import internal_all_reduces
 from autopar.planner.mesh import SHARD, MeshAxis
 from autopar.planner.work import works
 from autopar.shardings.calls import Call
 from autopar.shardings.conversion import ConversionTable, Step, conversion_table
-from autopar.shardings.placement import Layout, local_shape
+from autopar.shardings.placement import Layout, local_shape, shard
 from cost_models.cluster import AxisPath, Cluster, joined_path, mesh_axes
 from cost_models.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
 from cost_models.dtypes import dtype_bytes
@@ -68,13 +69,17 @@ class Prices:
         )
         gradients = tuple(value.requires_grad for value in call.operands)
         literals = tuple(argument for argument in call.operator.arguments if not isinstance(argument, Ref))
-        key = (call.operator.target, literals, call.result.dtype, reads, makes, gradients)
+        key = (call.operator.target, literals, call.result.dtype, reads, makes, gradients, tuple(operands[:1]))
         if key not in self._operators:
             forward, backward = works(call, reads, makes)
-            self._operators[key] = self._price(forward, backward)
+            inside = sum(
+                self._collective_s("all_reduce", axis, size, size)
+                for axis, size in internal_all_reduces(call, operands, self.sizes)
+            )
+            self._operators[key] = self._price(forward, backward, inside)
         return self._operators[key]
 
-    def _price(self, forward: Work, backward: Work | None) -> OperatorPrice:
+    def _price(self, forward: Work, backward: Work | None, inside_s: float = 0.0) -> OperatorPrice:
         device = self.cluster.device
         ahead = operator_s(forward, device)
         behind = operator_s(backward, device) if backward else None
@@ -82,18 +87,24 @@ class Prices:
         host_forward = host_s(forward, device) if on_host else 0.0
         host_backward = host_s(backward, device) if backward and on_host else 0.0
         return OperatorPrice(
-            ahead.seconds + host_forward, (behind.seconds if behind else 0.0) + host_backward, ahead.provenance
+            ahead.seconds + host_forward + inside_s,
+            (behind.seconds if behind else 0.0) + host_backward,
+            ahead.provenance,
         )
 
     def table(self, value: Value, layouts: frozenset[Layout]) -> ConversionTable:
-        """Cheapest conversions of a value among the layouts that somebody yields or wants."""
-        shards = frozenset(placement for layout in layouts for placement in layout if placement.is_shard)
-        key = (value.shape, value.dtype, value.requires_grad, shards)
+        """Cheapest conversions of a value among the layouts that somebody yields or wants.
+
+        Paths may lead through a shard of any dim, so that they do not depend on who asks.
+        """
+        shards = {placement for layout in layouts for placement in layout if placement.is_shard}
+        shards |= {shard(dim) for dim, size in enumerate(value.shape) if any(size % n == 0 for n in self.sizes)}
+        key = (value.shape, value.dtype, value.requires_grad, frozenset(shards))
         if key not in self._tables:
             self._tables[key] = conversion_table(
                 value.shape,
                 dtype_bytes(value.dtype),
-                layouts,
+                shards,
                 self.sizes,
                 self.step_s,
                 requires_grad=value.requires_grad,

@@ -12,7 +12,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from autopar.capture.graph import Graph, SegmentType, Value
-from autopar.shardings.calls import references
+from autopar.planner.saved import saved_by
+from autopar.shardings.calls import Call, references
 
 __all__ = ["Item", "ParameterGroup", "Tensor", "Use", "full_name", "parameter_groups", "tensors_of"]
 
@@ -52,6 +53,10 @@ class Tensor:
     uses: tuple[Use, ...]
     count: int
     """How many times a step it exists: the number of calls of its type."""
+    members: tuple[tuple[str, str], ...]
+    """(segment type, value name) of every tensor this stands for; no type for values between segments."""
+    is_kept: bool = False
+    """True when autograd keeps the versions that its consumers read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,12 @@ def _uses_within(segment: SegmentType) -> dict[str, list[Use]]:
     return uses
 
 
+def _kept_within(segment: SegmentType) -> set[str]:
+    """Values of which some reader keeps what it reads."""
+    calls = [Call(operator, segment.values) for operator in segment.operators]
+    return {call.operands[position].name for call in calls for position in saved_by(call).operands}
+
+
 def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
     """Producer and result position of every value that a segment makes or is given."""
     made = {name: (Item("boundary", segment.name, name), 0) for name in segment.inputs}
@@ -124,13 +135,15 @@ def tensors_of(graph: Graph) -> tuple[Tensor, ...]:
     calls = Counter(call.type for call in graph.calls)
     tensors: list[Tensor] = []
     for segment in graph.types:
-        uses, producers = _uses_within(segment), _producers_within(segment)
+        uses, producers, kept = _uses_within(segment), _producers_within(segment), _kept_within(segment)
         for name, (item, result) in producers.items():
             if name in uses:
-                tensors.append(Tensor(segment.values[name], item, result, tuple(uses[name]), calls[segment.name]))
+                value, count = segment.values[name], calls[segment.name]
+                members = ((segment.name, name),)
+                tensors.append(Tensor(value, item, result, tuple(uses[name]), count, members, name in kept))
     for group in parameter_groups(graph):
         uses = tuple(use for type_name, name in group.places for use in _uses_within(types[type_name]).get(name, ()))
-        tensors.append(Tensor(group.value, group.item, 0, uses, group.uses_per_step))
+        tensors.append(Tensor(group.value, group.item, 0, uses, group.uses_per_step, group.places))
     return (*tensors, *_outer_tensors(graph, types))
 
 
@@ -153,6 +166,6 @@ def _outer_tensors(graph: Graph, types: dict[str, SegmentType]) -> list[Tensor]:
     for name, uses in used.items():
         alike.setdefault((*made[name], tuple(uses)), []).append(name)
     return [
-        Tensor(graph.values[names[0]], producer, result, uses, len(names))
+        Tensor(graph.values[names[0]], producer, result, uses, len(names), tuple(("", name) for name in names))
         for (producer, result, uses), names in alike.items()
     ]

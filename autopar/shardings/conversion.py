@@ -151,17 +151,15 @@ StepPrice = Callable[[Step, int, int], float]
 def conversion_table(
     shape: tuple[int, ...],
     itemsize: int,
-    wanted: Iterable[Layout],
+    shards: Iterable[Placement],
     sizes: tuple[int, ...],
     price: StepPrice,
     *,
     requires_grad: bool,
 ) -> ConversionTable:
-    """All cheapest conversions among ``wanted`` layouts, through whatever lies between them."""
-    wanted = tuple(wanted)
-    shards = sorted({p for layout in wanted for p in layout if p.is_shard}, key=str)
+    """All cheapest conversions among the legal layouts made of ``shards``, replication and partial sums."""
     gradient_partial = [REPLICATE_PARTIAL] if requires_grad else []
-    alphabet = (REPLICATE, *gradient_partial, PARTIAL, *shards)
+    alphabet = (REPLICATE, *gradient_partial, PARTIAL, *sorted(shards, key=str))
     layouts = tuple(layout for layout in product(alphabet, repeat=len(sizes)) if is_legal(shape, layout, sizes))
     index = {layout: position for position, layout in enumerate(layouts)}
     count = len(layouts)

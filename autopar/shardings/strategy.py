@@ -7,11 +7,12 @@ incoming gradient) or, through linear operators, partial sums forward (``sum``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+from autopar.capture.graph import Value
 from autopar.shardings.blocks import BlockTable
 from autopar.shardings.calls import Call
 from autopar.shardings.loops import Dim, Loops
@@ -26,7 +27,7 @@ from autopar.shardings.placement import (
     without_gradient,
 )
 
-__all__ = ["GRADIENT", "NONE", "SUM", "AxisChoice", "Strategy", "axis_choices", "strategies"]
+__all__ = ["GRADIENT", "NONE", "SUM", "AxisChoice", "Strategy", "axis_choices", "combined", "divides", "strategies"]
 
 NONE, GRADIENT, SUM = "-", "grad", "sum"
 
@@ -116,26 +117,40 @@ def _legal(shape: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> bo
 def strategies(call: Call, choices: tuple[tuple[AxisChoice, ...], ...], sizes: tuple[int, ...]) -> Iterator[Strategy]:
     """All combinations of per-axis choices that divide every tensor evenly, without repetitions."""
     seen = set()
-    values = (*call.operands, *call.results)
     for combination in product(*choices):
-        operands = tuple(zip(*(choice.operands for choice in combination), strict=True)) if call.operands else ()
-        results = tuple(zip(*(choice.results for choice in combination), strict=True))
-        if not combination:
-            operands, results = ((),) * len(call.operands), ((),) * len(call.results)
-        layouts = tuple(
-            layout if value is None or value.requires_grad else without_gradient(layout)
-            for value, layout in zip(values, (*operands, *results), strict=True)
-        )
-        if layouts in seen:
-            continue
-        if all(
-            value is None or _legal(value.shape, layout, sizes)
-            for value, layout in zip(values, layouts, strict=True)
-        ):
+        strategy = combined(call, combination)
+        layouts = (strategy.operands, strategy.results)
+        if layouts not in seen and divides(call, strategy, sizes):
             seen.add(layouts)
-            yield Strategy(
-                tuple(choice.name for choice in combination),
-                tuple(choice.factor for choice in combination),
-                layouts[: len(operands)],
-                layouts[len(operands) :],
-            )
+            yield strategy
+
+
+def combined(call: Call, combination: tuple[AxisChoice, ...]) -> Strategy:
+    """The strategy that makes one choice on each axis."""
+
+    def layouts_of(values: tuple[Value | None, ...], placements: Sequence[Sequence[Placement]]) -> tuple[Layout, ...]:
+        return tuple(
+            layout if value is None or value.requires_grad else without_gradient(layout)
+            for value, layout in zip(values, _transposed(placements, len(values)), strict=True)
+        )
+
+    return Strategy(
+        tuple(choice.name for choice in combination),
+        tuple(choice.factor for choice in combination),
+        layouts_of(call.operands, [choice.operands for choice in combination]),
+        layouts_of(call.results, [choice.results for choice in combination]),
+    )
+
+
+def _transposed(placements: Sequence[Sequence[Placement]], count: int) -> list[Layout]:
+    """Placements by axis and tensor, as one layout per tensor."""
+    return [tuple(axis[position] for axis in placements) for position in range(count)]
+
+
+def divides(call: Call, strategy: Strategy, sizes: tuple[int, ...]) -> bool:
+    """True when every dim that the strategy shards divides evenly."""
+    values = (*call.operands, *call.results)
+    layouts = (*strategy.operands, *strategy.results)
+    return all(
+        value is None or _legal(value.shape, layout, sizes) for value, layout in zip(values, layouts, strict=True)
+    )

@@ -1,0 +1,166 @@
+"""From decisions alone to layouts, conversions and prices: the same road for a search's plan and a loaded one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autopar.capture.graph import Graph
+from autopar.errors import PlanError
+from autopar.planner.decisions import Decisions
+from autopar.planner.operators import PlannedOperator, PlannedType
+from autopar.planner.prices import OperatorPrice, Prices
+from autopar.planner.tensors import Tensor, parameter_groups, tensors_of
+from autopar.shardings.placement import REPLICATE, Layout, format_layout, is_legal
+from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph
+from autopar.shardings.strategy import Strategy, combined, divides
+
+__all__ = ["Realized", "realize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Realized:
+    """A sharded graph and what each part of it costs."""
+
+    sharded: ShardedGraph
+    operators: dict[tuple[str, str], OperatorPrice]
+    """One call of each operator, by (segment type, operator)."""
+    upkeep_s: dict[str, float]
+    """Data-parallel traffic and optimizer of each parameter group, by its first name, all its members together."""
+    operator_s: float
+    """All operators of a step."""
+    conversion_s: float
+    """All conversions of a step."""
+
+    @property
+    def objective_s(self) -> float:
+        """What the search minimises, summed again from the plan."""
+        return self.operator_s + self.conversion_s + sum(self.upkeep_s.values())
+
+
+def realize(
+    graph: Graph,
+    types: Mapping[str, PlannedType],
+    names: tuple[str, ...],
+    decisions: Decisions,
+    prices: Prices,
+) -> Realized:
+    """Everything that follows from ``decisions`` on the mesh of ``prices``, whose axes are called ``names``.
+
+    Raises ``PlanError`` naming the operator, parameter or input whose decision is impossible.
+    """
+    axes = tuple(
+        NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True)
+    )
+    strategies = _strategies(types, names, decisions, prices)
+    tensors = tensors_of(graph)
+    conversions = tuple(_conversions(tensors, strategies, decisions, prices, names))
+    counts = {name: sum(call.type == name for call in graph.calls) for name in types}
+    operators = {
+        (name, operator.name): prices.operator(
+            operator.call, strategies[name, operator.name].operands, strategies[name, operator.name].results
+        )
+        for name, planned in types.items()
+        for operator in planned.operators
+    }
+    groups = parameter_groups(graph)
+    resting = {name: decisions.parameters[group.item.name] for group in groups for name in group.names}
+    sharded = ShardedGraph(
+        graph, axes, strategies, dict(decisions.boundaries), dict(decisions.inputs), resting, conversions
+    )
+    return Realized(
+        sharded,
+        operators,
+        {g.item.name: len(g.names) * prices.upkeep_s(g.value, decisions.parameters[g.item.name]) for g in groups},
+        sum(counts[type_name] * price.seconds for (type_name, _), price in operators.items()),
+        sum(conversion.seconds for conversion in conversions),
+    )
+
+
+def _strategies(
+    types: Mapping[str, PlannedType], names: tuple[str, ...], decisions: Decisions, prices: Prices
+) -> dict[tuple[str, str], Strategy]:
+    return {
+        (type_name, operator.name): _strategy(type_name, operator, names, decisions, prices)
+        for type_name, planned in types.items()
+        for operator in planned.operators
+    }
+
+
+def _strategy(
+    type_name: str, operator: PlannedOperator, names: tuple[str, ...], decisions: Decisions, prices: Prices
+) -> Strategy:
+    where = f"operator {type_name}.{operator.name} ({operator.call.operator.target})"
+    wanted = decisions.strategies.get((type_name, operator.name))
+    if wanted is None:
+        raise PlanError(f"{where} has no strategy. Restore it or plan again.")
+    by_name = {choice.name: choice for choice in operator.choices}
+    for axis, name in zip(names, wanted, strict=True):
+        if name not in by_name:
+            legal = ", ".join(f"'{known}'" for known in by_name)
+            raise PlanError(f"{where} cannot do '{name}' on axis {axis}: its choices are {legal}.")
+    strategy = combined(operator.call, tuple(by_name[name] for name in wanted))
+    if not divides(operator.call, strategy, prices.sizes):
+        shapes = ", ".join(f"{value.name} {list(value.shape)}" for value in operator.call.operands)
+        sizes = ", ".join(f"{axis}={size}" for axis, size in zip(names, prices.sizes, strict=True))
+        raise PlanError(f"{where} cannot shard {'/'.join(wanted)}: {shapes} do not divide evenly over {sizes}.")
+    return strategy
+
+
+def _conversions(
+    tensors: tuple[Tensor, ...],
+    strategies: Mapping[tuple[str, str], Strategy],
+    decisions: Decisions,
+    prices: Prices,
+    names: tuple[str, ...],
+) -> list[Conversion]:
+    """Every conversion that some consumer needs, once per tensor and layout."""
+    plain = (REPLICATE,) * len(names)
+
+    def made(tensor: Tensor) -> Layout:
+        item = tensor.producer
+        match item.kind:
+            case "operator":
+                return strategies[item.type, item.name].results[tensor.result]
+            case "boundary":
+                return decisions.boundaries[item.type, item.name]
+            case "parameter":
+                return decisions.parameters[item.name]
+        return decisions.inputs[item.name]
+
+    found = []
+    for tensor in tensors:
+        wanted: dict[Layout, None] = {}
+        for use in tensor.uses:
+            match use.item.kind:
+                case "operator":
+                    wanted[strategies[use.item.type, use.item.name].operands[use.position]] = None
+                case "boundary":
+                    wanted[decisions.boundaries[use.item.type, use.item.name]] = None
+                case _:
+                    wanted[plain] = None
+        source = made(tensor)
+        for target in wanted:
+            if target != source:
+                found.append(_conversion(tensor, source, target, prices, names))
+    return found
+
+
+def _conversion(
+    tensor: Tensor, source: Layout, target: Layout, prices: Prices, names: tuple[str, ...]
+) -> Conversion:
+    for layout in (source, target):
+        if not is_legal(tensor.value.shape, layout, prices.sizes):
+            raise PlanError(
+                f"{tensor.producer}: {tensor.value.name} {list(tensor.value.shape)} cannot be laid out as "
+                f"{format_layout(layout, names)}: its dims do not divide evenly."
+            )
+    table = prices.table(tensor.value, frozenset([source, target]))
+    seconds = float(table.seconds[table.index(source), table.index(target)])
+    if seconds == float("inf"):
+        raise PlanError(
+            f"{tensor.producer}: {tensor.value.name} cannot get from {format_layout(source, names)} to "
+            f"{format_layout(target, names)}. Choose strategies that agree."
+        )
+    steps = tuple(table.path(source, target))
+    return Conversion(tensor.value, tensor.members, source, target, steps, tensor.count, tensor.count * seconds)

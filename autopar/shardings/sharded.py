@@ -1,0 +1,75 @@
+"""A graph with every layout decided: what codegen turns into a program and the plan stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopar.capture.graph import Graph, Value
+from autopar.shardings.conversion import Step
+from autopar.shardings.placement import Layout
+from autopar.shardings.strategy import Strategy
+
+__all__ = ["Conversion", "NamedAxis", "ShardedGraph"]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAxis:
+    """One mesh axis, named after what the strategies do with it."""
+
+    name: str
+    size: int
+    kind: str
+    """``model``, or who the data-parallel engine is to parameters: ``replicate``, ``shard``."""
+
+    @property
+    def is_data(self) -> bool:
+        return self.kind != "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """One tensor brought into one layout that some consumer wants."""
+
+    value: Value
+    members: tuple[tuple[str, str], ...]
+    """(segment type, value name) of every tensor that is converted so; no type for values between segments."""
+    source: Layout
+    target: Layout
+    steps: tuple[Step, ...]
+    count: int
+    """How many times a step makes it."""
+    seconds: float
+    """Forward and backward, all ``count`` times together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedGraph:
+    """Strategies, layouts and conversions of a whole model on one mesh."""
+
+    graph: Graph
+    axes: tuple[NamedAxis, ...]
+    strategies: dict[tuple[str, str], Strategy]
+    """By (segment type, operator)."""
+    boundaries: dict[tuple[str, str], Layout]
+    """Layout in which a segment takes an input, by (segment type, value)."""
+    inputs: dict[str, Layout]
+    """Layout of each tensor of the batch, by name."""
+    parameters: dict[str, Layout]
+    """Layout at rest of every parameter and buffer by full name, data axes left out (``R|P`` or ``R``)."""
+    conversions: tuple[Conversion, ...]
+
+    def steps(self) -> dict[tuple[str, str, Layout], tuple[Step, ...]]:
+        """Steps of every conversion by (segment type, value, wanted layout)."""
+        return {
+            (*member, conversion.target): conversion.steps
+            for conversion in self.conversions
+            for member in conversion.members
+        }
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        return tuple(axis.name for axis in self.axes)
