@@ -9,7 +9,7 @@ from torch import nn
 from autopar.capture.export import export, output_tree
 from autopar.capture.fold import Folder
 from autopar.capture.functional import make_functional
-from autopar.capture.gradients import find_gradients
+from autopar.capture.gradients import cut_gradients
 from autopar.capture.graph import Graph, GraphInput, GraphParameter
 from autopar.capture.inputs import graph_inputs, prepare
 from autopar.capture.masks import drop_constant_masks
@@ -36,11 +36,11 @@ def capture(module: nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any
     trace = trace_program(program)
     parameters = list_parameters(module)
     inputs = graph_inputs(module, example)
-    notes = _transform(trace, parameters)
+    notes = _simplify(trace, parameters)
+    gradients = cut_gradients(trace, _leaves(trace, inputs, parameters))
     names = ParameterNames.of(parameters)
     runs = _cut(trace, names, module)
-    folder = Folder(trace, names, find_gradients(trace, _leaves(trace, inputs, parameters)), module)
-    folded = folder.fold(wire(trace, runs), _names_of_inputs(trace, inputs))
+    folded = Folder(trace, names, gradients, module).fold(wire(trace, runs), _names_of_inputs(trace, inputs))
     return Graph(
         name=type(module).__name__,
         inputs=inputs,
@@ -54,7 +54,7 @@ def capture(module: nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any
     )
 
 
-def _transform(trace: Trace, parameters: tuple[GraphParameter, ...]) -> tuple[str, ...]:
+def _simplify(trace: Trace, parameters: tuple[GraphParameter, ...]) -> tuple[str, ...]:
     """Runs the passes on a trace; returns their notes."""
     merge_tied(trace, parameters)
     make_functional(trace)

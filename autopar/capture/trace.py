@@ -49,7 +49,7 @@ class Call:
     returns_list: bool = False
     """True when the operator returns several tensors (a tuple or a list)."""
     aliases: int | None = None
-    """The argument whose memory the (single) result shares, if any."""
+    """The argument whose memory the results share, if any."""
     source: str = ""
     modules: tuple[str, ...] = ("",)
     """Paths of the modules being run, outermost first; ``@1`` marks a module's second call."""
@@ -158,7 +158,7 @@ def _constant(name: str, tensor: Any) -> Tensor:
             f"the tensor {name!r} that the forward uses has no values on the meta device: register it with "
             "register_buffer, or build the model on the cpu"
         )
-    return tensor.detach()
+    return tensor.detach().cpu()
 
 
 def _describe(tensor: Tensor, node: fx.Node) -> TracedTensor:
@@ -280,13 +280,13 @@ def _first_source(inner: fx.GraphModule) -> str:
 
 
 def _shared_with(node: fx.Node, arguments: tuple[Any, ...]) -> int | None:
-    """The slot among the direct arguments whose memory the node's single result shares."""
+    """The slot among the direct arguments whose memory the node's results share."""
     value = node.meta["val"]
-    if not isinstance(value, Tensor):
-        return None
+    results = (value,) if isinstance(value, Tensor) else value
+    memory = {id(each.untyped_storage()) for each in results}
     for given, slot in zip(node.args, arguments, strict=True):
         if isinstance(given, fx.Node) and isinstance(slot, Slot):
             held = given.meta.get("val")
-            if isinstance(held, Tensor) and held.untyped_storage() is value.untyped_storage():
+            if isinstance(held, Tensor) and id(held.untyped_storage()) in memory:
                 return slot.index
     return None

@@ -15,7 +15,7 @@ INITIAL_STD = 0.02  # Llama (Touvron et al., 2023) and its Hugging Face configur
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """Sizes of a Llama: ``kv_heads`` 0 stands for ``heads``, ``ffn`` 0 for 8/3 × ``hidden``, up to a multiple of 64."""
+    """Sizes of a Llama; ``kv_heads`` 0 means ``heads``, ``ffn`` 0 means 8/3 × ``hidden`` rounded up to 64."""
 
     layers: int = 4
     hidden: int = 256

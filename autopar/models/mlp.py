@@ -37,7 +37,7 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """``forward(x, targets)``: mean cross-entropy; ``x`` is float ``[batch, inputs]``, targets int64 ``[batch]``."""
+    """``forward(x, targets)``: mean cross-entropy of float ``[batch, inputs]`` and int64 ``[batch]``."""
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__()
