@@ -20,8 +20,12 @@ from cost_models.training_step import Configuration, Program, training_step_s
 from cost_models.transformer import Kernels, TransformerShape
 
 EAGER_LOSS = (34.0, 16.0)
-"""Bytes per logit where the loss runs operator by operator in float32 (Megatron's vocab_parallel_cross_entropy):
-cast 2 + 4, maximum 4, subtract 8, exponential 8, sum 4, divide 4; backward: scale 8, write, cast 4 + 2."""
+"""Bytes per logit where the loss runs operator by operator in float32 (Megatron's vocabulary-parallel loss):
+cast 2 + 4, maximum 4, subtract 8, exponential 8, sum 4, divide 4; backward: scale 8, cast 4 + 2, mask 2."""
+
+FLASH_1_A100 = 2.0  # FlashAttention-2 (arXiv 2307.08691): twice as fast as its first version
+FLASH_1_H100 = 2.0 * 463 / 295  # … and FlashAttention-2 on H100, causal, head dim 64, 8k tokens: 295 TFLOP/s
+# (FlashAttention-3, arXiv 2407.08608, figure 5), against 463 of the profile
 
 MEGATRON = Program(
     kernels=Kernels(attention="unfused", has_dropout=True, has_biases=True, logit_bytes=EAGER_LOSS),
@@ -29,21 +33,54 @@ MEGATRON = Program(
     overlaps_gradients=False,
     overlaps_pipeline_sends=False,
     gradient_bytes=2,
+    accumulation_bytes=6.0,  # both operands and the sum, at 16 bits
 )
-NEMO = Program(overlaps_tensor_collectives=True)
-PROGRAMS: Mapping[str, Program] = {
-    "Megatron-LM 2021": MEGATRON,
-    "Megatron-LM 2022": MEGATRON,
-    "Megatron-DeepSpeed": MEGATRON,
-    "NeMo / Megatron-Core": NEMO,
-    "MaxText": Program(),
-    "PAXML": Program(),
-    "InternEvo": Program(host_operators=(20, 40), gradient_bytes=2),
-    "Composer + PyTorch FSDP + FlashAttention": Program(
-        kernels=Kernels(attention="flash-1", logit_bytes=EAGER_LOSS), host_operators=(20, 40), gradient_bytes=2
+NEMO = Program(
+    kernels=Kernels(logit_bytes=EAGER_LOSS),
+    overlaps_tensor_collectives=True,
+    accumulation_bytes=6.0,  # float32 sum read and written by the product, instead of 2 B written
+    optimizer_bytes=38.0,  # Adam 28, norm 4, scaling 4, 16-bit copy 2
+)
+
+
+def mosaic(gradient_bytes: int, attention_slowdown: float) -> Program:
+    """Composer with FSDP: gradients are copied into flat buffers and cast to the type they are reduced in.
+
+    llm-foundry's loss is fused by default (``loss_fn: fused_crossentropy``).
+    """
+    return Program(
+        kernels=Kernels(attention_slowdown=attention_slowdown),
+        host_operators=(20, 40),
+        gradient_bytes=gradient_bytes,
+        accumulation_bytes=6.0 + gradient_bytes,
+    )
+
+
+PROGRAMS: Mapping[tuple[str, str], Program] = {
+    ("Megatron-LM 2021", "A100"): MEGATRON,
+    ("Megatron-LM 2022", "A100"): MEGATRON,
+    ("Megatron-DeepSpeed", "A100"): MEGATRON,
+    ("NeMo / Megatron-Core", "H100"): NEMO,
+    ("MaxText", "H100"): Program(),
+    ("PAXML", "H100"): Program(),
+    ("InternEvo", "A100"): Program(
+        kernels=Kernels(attention_slowdown=FLASH_1_A100),
+        host_operators=(20, 40),
+        gradient_bytes=2,
+        accumulation_bytes=6.0,
     ),
+    ("Composer + PyTorch FSDP + FlashAttention, PURE", "A100"): mosaic(2, FLASH_1_A100),
+    ("Composer + PyTorch FSDP + FlashAttention, DEFAULT", "A100"): mosaic(4, FLASH_1_A100),
+    ("Composer + PyTorch FSDP + FlashAttention, DEFAULT", "H100"): mosaic(4, FLASH_1_H100),
 }
-DEVICES = {"A100-SXM": "a100", "A100-SXM-80GB": "a100-80gb", "A100-SXM-40GB": "a100-40gb", "H100-SXM-80GB": "h100"}
+"""Facts of each framework on each device, the same for all its rows."""
+
+DEVICES = {
+    "A100-SXM": "a100",
+    "A100-SXM-80GB": "a100-80gb",
+    "A100-SXM-40GB": "a100-40gb",
+    "H100-SXM-80GB": "h100",
+}
 NETWORKS_GBPS = {"4x100Gb RoCE per node": 50.0}
 """Networks that differ from the profile's usual one, per device."""
 
@@ -69,6 +106,12 @@ def cluster_of(row: Mapping[str, str]) -> Cluster:
     return parse_cluster(f"{DEVICES[row['gpu']]}:{shape}" + (f"@{network:g}Gbps" if network else ""))
 
 
+def program_of(row: Mapping[str, str]) -> Program:
+    """FSDP's mixed precision (DEFAULT reduces in float32, PURE in 16 bits) stands in the row's note."""
+    mode = row["note"].partition("mixed precision ")[2].partition(",")[0]
+    return PROGRAMS[row["framework"] + (f", {mode}" if mode else ""), row["gpu"][:4]]
+
+
 def shape_of(row: Mapping[str, str]) -> TransformerShape:
     return TransformerShape(
         layers=int(row["layers"]),
@@ -78,13 +121,16 @@ def shape_of(row: Mapping[str, str]) -> TransformerShape:
         kv_heads=int(row["kv_heads"]),
         vocab=int(row["vocab"]),
         has_gated_mlp=row["gated_mlp"] == "yes",
+        has_rotary=row["gated_mlp"] == "yes" or row["model"].startswith("nemotron"),
     )
 
 
 def configuration_of(row: Mapping[str, str]) -> Configuration:
     recompute = row["recompute"].split(" ")[0]
+    words = {"full": "full", "selective": "selective", "save_qkv_proj": "full"}
     zero = row["zero_stage"]
-    scope = "".join(character for character in zero.partition("zero1=")[2] if character.isdigit())
+    scope = zero.partition("zero1=")[2].rstrip(")") or row["fsdp"]
+    zero_ranks = int(scope) if scope.isdigit() else 0
     return Configuration(
         global_batch=int(row["gbs_seqs"]),
         seq=int(row["seq_len"]),
@@ -94,9 +140,9 @@ def configuration_of(row: Mapping[str, str]) -> Configuration:
         dp=int(row["dp"]),
         cp=int(row["cp"]),
         chunks=int(row["vp"] or 1) if int(row["pp"]) > 1 else 1,
-        recompute={"full": "full", "selective": "selective", "save_qkv_proj": "full"}.get(recompute, "none"),
+        recompute=words.get(recompute, "none"),
         zero_stage=int(zero[0]) if zero else 0,
-        zero_ranks=int(scope) if scope and "-1" not in zero else int(row["fsdp"]) if row["fsdp"].isdigit() else 0,
+        zero_ranks=zero_ranks,
         is_sequence_parallel=row["seq_parallel"] == "yes",
         dtype="float16" if row["dtype"].startswith("fp16") else "bfloat16",
     )
@@ -108,7 +154,7 @@ def compare(rows: Iterable[Mapping[str, str]]) -> list[Comparison]:
     for row in rows:
         if not row["s_per_iter"]:
             continue
-        step = training_step_s(shape_of(row), configuration_of(row), PROGRAMS[row["framework"]], cluster_of(row))
+        step = training_step_s(shape_of(row), configuration_of(row), program_of(row), cluster_of(row))
         comparisons.append(Comparison(row, float(row["s_per_iter"]), step.total_s))
     return comparisons
 
@@ -129,7 +175,28 @@ def kendall_tau(comparisons: Sequence[Comparison]) -> float:
     return sum((sign > 0) - (sign < 0) for sign in signs) / max(len(signs), 1)
 
 
+def pick_regret(comparisons: Sequence[Comparison]) -> float:
+    """How much slower the row that the model would pick is than the fastest."""
+    pick = min(comparisons, key=lambda comparison: comparison.predicted_s)
+    return pick.measured_s / min(comparison.measured_s for comparison in comparisons) - 1.0
+
+
+def problems(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
+    """Rows that solve one problem under different plans: same model, batch, sequence and devices."""
+    groups: dict[tuple[str, ...], list[Comparison]] = {}
+    keys = ("source", "model", "layers", "hidden", "seq_len", "gbs_seqs", "gpu", "n_gpus")
+    for comparison in comparisons:
+        groups.setdefault(tuple(comparison.row[key] for key in keys), []).append(comparison)
+    return [group for group in groups.values() if len({_plan(comparison) for comparison in group}) > 2]
+
+
+def _plan(comparison: Comparison) -> str:
+    names = ("tp", "pp", "dp", "cp", "vp", "mbs", "recompute", "zero_stage", "seq_parallel")
+    return " ".join(f"{name}={comparison.row[name].split(' ')[0]}" for name in names if comparison.row[name])
+
+
 def summary(name: str, comparisons: Sequence[Comparison]) -> str:
+    """One line of the table of errors."""
     errors = [abs(comparison.error) for comparison in comparisons]
     bias = statistics.median(comparison.error for comparison in comparisons)
     return (
@@ -138,16 +205,71 @@ def summary(name: str, comparisons: Sequence[Comparison]) -> str:
     )
 
 
+def report(comparisons: Sequence[Comparison]) -> str:
+    """The whole page, in Markdown."""
+    return "\n".join(
+        [
+            "# Published training steps, predicted",
+            "",
+            "Generated by `python benchmarks/published_throughput.py THROUGHPUT.csv -o FILE`. Profiles are",
+            "fitted on operator and collective tables and datasheets; no constant belongs to a row.",
+            "Frameworks differ in what they run (`PROGRAMS` there). Error: predicted / measured − 1.",
+            "",
+            "| source | rows | median of error | 90th percentile | worst | bias |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *_summaries(comparisons),
+            "",
+            *_choices(comparisons),
+            "",
+            "| row | model | devices | plan | measured s | predicted s | error |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(_line(comparison) for comparison in comparisons),
+            "",
+        ]
+    )
+
+
+def _summaries(comparisons: Sequence[Comparison]) -> list[str]:
+    sources = dict.fromkeys(comparison.row["source"] for comparison in comparisons)
+    by_source = [
+        summary(source, [comparison for comparison in comparisons if comparison.row["source"] == source])
+        for source in sources
+    ]
+    return [*by_source, summary("all", comparisons)]
+
+
+def _choices(comparisons: Sequence[Comparison]) -> list[str]:
+    """How well the model ranks plans of one problem."""
+    groups = problems(comparisons)
+    taus = [kendall_tau(group) for group in groups]
+    regrets = [pick_regret(group) for group in groups]
+    return [
+        f"{len(groups)} problems appear under three or more plans: Kendall τ of predicted and measured order "
+        f"{statistics.mean(taus):.2f} in the mean; the plan the model picks is {statistics.mean(regrets):.1%} slower "
+        f"than the fastest in the mean, {max(regrets):.1%} at worst."
+    ]
+
+
+def _line(comparison: Comparison) -> str:
+    row = comparison.row
+    devices = f"{row['n_gpus']} {row['gpu']}"
+    seconds = f"{comparison.measured_s:.4g} | {comparison.predicted_s:.4g}"
+    plan = f"seq={row['seq_len']} batch={row['gbs_seqs']} {_plan(comparison)}"
+    return f"| {row['row']} | {row['model']} | {devices} | {plan} | {seconds} | {comparison.error:+.1%} |"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("csv", type=Path)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="file for the table")
     options = parser.parse_args()
     with options.csv.open(newline="") as file:
         comparisons = compare(csv.DictReader(file))
-    for source in dict.fromkeys(comparison.row["source"] for comparison in comparisons):
-        print(summary(source, [comparison for comparison in comparisons if comparison.row["source"] == source]))
-    print(summary("all", comparisons))
+    if options.output is not None:
+        options.output.write_text(report(comparisons), encoding="utf-8")
+    print("\n".join(_summaries(comparisons) + _choices(comparisons)))
 
 
 if __name__ == "__main__":

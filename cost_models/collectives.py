@@ -13,7 +13,14 @@ import math
 
 from cost_models.topology import AxisPath, Link
 
-__all__ = ["all_gather_s", "all_reduce_s", "all_to_all_s", "reduce_scatter_s", "send_s"]
+__all__ = [
+    "all_gather_s",
+    "all_reduce_s",
+    "all_to_all_s",
+    "collective_provenance",
+    "reduce_scatter_s",
+    "send_s",
+]
 
 TREE_BANDWIDTH = 0.92  # of a ring's, for the tree all-reduce: NCCL 2.x, src/graph/tuning.cc
 
@@ -51,6 +58,12 @@ def all_to_all_s(tensor_bytes: float, path: AxisPath) -> float:
 def send_s(message_bytes: float, link: Link) -> float:
     """Seconds until one rank's ``message_bytes`` have arrived at another."""
     return _level_s("send", message_bytes, 2, link) if message_bytes > 0 else 0.0
+
+
+def collective_provenance(collective: str, path: AxisPath) -> str:
+    """How its seconds are known: ``fitted`` (a curve through measurements of this link) or ``roofline``."""
+    is_fitted = collective in path.intra.collectives and not path.crosses_nodes
+    return "fitted" if is_fitted else "roofline"
 
 
 def _ring_bytes(tensor_bytes: float, ranks: int) -> float:

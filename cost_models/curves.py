@@ -44,6 +44,8 @@ class AttentionCurve:
     flops_per_s: tuple[float, ...]
     """Rate at each of these lengths, for ``head_dim``; a causal mask halves the FLOPs, not the rate."""
     head_dim: int
+    wide_gain: float
+    """Rate at twice ``head_dim`` or more, relative: softmax costs the same for every width of heads."""
     source: str
 
     def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int) -> float:
@@ -53,9 +55,9 @@ class AttentionCurve:
         return kernels * self.fixed_s + flops / (rate * self._head_dim_factor(head_dim))
 
     def _head_dim_factor(self, head_dim: int) -> float:
-        """Softmax costs the same for every head dimension, so wider heads run nearer to the peak."""
-        ratio = head_dim / self.head_dim
-        return min(ratio, 1.0) if ratio <= 1 else min(ratio**0.25, 1.25)
+        """Rate of ``head_dim`` relative to the curve's own width."""
+        doublings = min(math.log2(head_dim / self.head_dim), 1.0)
+        return math.pow(2.0 if doublings < 0 else self.wide_gain, doublings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ these is not in it. The closed forms of the pipeline are those of ``cost_models.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cost_models.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s, send_s
 from cost_models.device import Device
@@ -46,7 +46,7 @@ class Configuration:
     recompute: str = "none"
     """``none``, ``selective`` (attention core) or ``full``."""
     zero_stage: int = 0
-    """0 replicas, 1 optimizer sharded, 3 parameters sharded (FSDP)."""
+    """0 replicas, 1 optimizer sharded, 2 parameters kept after forward, 3 gathered twice (FSDP)."""
     zero_ranks: int = 0
     """Data ranks over which the optimizer or parameters are sharded; 0 for all."""
     is_sequence_parallel: bool = False
@@ -57,7 +57,8 @@ class Configuration:
             raise ValueError(f"unknown recompute {self.recompute!r}: known are none, selective, full")
         if self.global_batch % (self.dp * self.microbatch):
             raise ValueError(
-                f"{self.global_batch} sequences are not whole microbatches of {self.microbatch} on {self.dp} data ranks"
+                f"{self.global_batch} sequences are not whole microbatches of {self.microbatch} "
+                f"on {self.dp} data ranks"
             )
 
     @property
@@ -75,7 +76,7 @@ class Configuration:
 class Program:
     """What the software does, beside the configuration: facts of a framework, the same for all its runs."""
 
-    kernels: Kernels = Kernels()
+    kernels: Kernels = field(default_factory=Kernels)
     host_operators: tuple[int, int] = (0, 0)
     """Operators that the host issues per block, forward and backward; 0 where the host is never the limit."""
     overlaps_gradients: bool = True
@@ -85,6 +86,8 @@ class Program:
     overlaps_pipeline_sends: bool = True
     gradient_bytes: int = 4
     """Bytes per gradient on the wire of the data-parallel reduction."""
+    accumulation_bytes: float = 0.0
+    """Bytes moved per weight and microbatch to add its gradient to what has accumulated."""
     optimizer_bytes: float = 28.0
     """Bytes moved per parameter by the optimizer."""
 
@@ -167,14 +170,25 @@ class _Step:
     def forward_s(self) -> float:
         """One block forward: device or host, whichever is later, and what collectives add."""
         device_s = self.seconds(block_forward(self.block, self.program.kernels)) + self.tensor_s()
-        return max(device_s + self.context_s(), self.host_s(0), self.gather_s())
+        return max(self.beside_s(device_s + self.context_s(), self.gather_s()), self.host_s(0))
 
     def backward_s(self) -> float:
         """One block backward, with what is recomputed before it."""
         device_s = self.seconds(block_backward(self.block, self.program.kernels)) + self.tensor_s()
-        device_s += 2.0 * self.context_s() + self.recomputed_s()
+        device_s += 2.0 * self.context_s() + self.recomputed_s() + self.accumulation_s()
         host_s = self.host_s(1) + (self.host_s(0) if self.configuration.recompute == "full" else 0.0)
-        return max(device_s, host_s, self.gather_s() + self.scatter_s())
+        gathered_again_s = self.gather_s() if self.configuration.zero_stage == 3 else 0.0
+        return max(self.beside_s(device_s, gathered_again_s + self.scatter_s()), host_s)
+
+    def beside_s(self, compute_s: float, communication_s: float) -> float:
+        """Both at once: the longer of the two, and compute slowed down while they share the device."""
+        shared_s = min(compute_s, communication_s)
+        return max(compute_s, communication_s) + (self.device.overlap_slowdown - 1.0) * shared_s
+
+    def accumulation_s(self) -> float:
+        """Adding one block's gradients to what earlier microbatches left."""
+        moved = self.program.accumulation_bytes * self.shape.block_weights / self.configuration.tp
+        return self.seconds([Work("elementwise", 0.0, moved * 2 / 3, moved / 3, "float32")]) if moved else 0.0
 
     def recomputed_s(self) -> float:
         if self.configuration.recompute == "full":
@@ -199,7 +213,8 @@ class _Step:
         else:
             once_s = all_reduce_s(activation_bytes, self.paths.tensor)
         if self.program.overlaps_tensor_collectives:
-            once_s /= self.configuration.tp  # the first piece of tp has no product to hide behind
+            shown_s = once_s / self.configuration.tp  # the first piece of tp has no product to hide behind
+            once_s = shown_s + (self.device.overlap_slowdown - 1.0) * (once_s - shown_s)
         return 2.0 * once_s
 
     def context_s(self) -> float:
@@ -218,13 +233,13 @@ class _Step:
 
     def gather_s(self) -> float:
         """Gather of one block's parameters at 16 bits, where they are sharded (FSDP)."""
-        if self.configuration.zero_stage < 3:
+        if self.configuration.zero_stage < 2:
             return 0.0
         return all_gather_s(2.0 * self.shape.block_weights / self.configuration.tp, self.zero_path())
 
     def scatter_s(self) -> float:
         """Reduction of one block's gradients to their shards (FSDP)."""
-        if self.configuration.zero_stage < 3:
+        if self.configuration.zero_stage < 2:
             return 0.0
         gradient_bytes = self.program.gradient_bytes * self.shape.block_weights / self.configuration.tp
         return reduce_scatter_s(gradient_bytes, self.zero_path())
@@ -243,7 +258,7 @@ class _Step:
 
     def gradients_s(self) -> float:
         """Data-parallel communication after the last microbatch that compute does not hide."""
-        if self.configuration.zero_stage == 3 or self.configuration.dp == 1:
+        if self.configuration.zero_stage >= 2 or self.configuration.dp == 1:
             return 0.0
         gradient_bytes = self.program.gradient_bytes * self.rank_parameters()
         if self.configuration.zero_stage == 0:
@@ -259,8 +274,12 @@ class _Step:
         return max(reduction_s - hidden_s, 0.0) + max(gathered_s - blocks * self.forward_s(), 0.0)
 
     def optimizer_s(self) -> float:
-        shards = (self.configuration.zero_ranks or self.configuration.dp) if self.configuration.zero_stage else 1
-        work = optimizer_work(self.rank_parameters() / shards, bytes_per_parameter=self.program.optimizer_bytes)
+        shards = (
+            (self.configuration.zero_ranks or self.configuration.dp) if self.configuration.zero_stage else 1
+        )
+        work = optimizer_work(
+            self.rank_parameters() / shards, bytes_per_parameter=self.program.optimizer_bytes
+        )
         return operator_s(work, self.device).seconds
 
     def seconds(self, works: Iterable[Work]) -> float:

@@ -30,6 +30,8 @@ class TransformerShape:
     vocab: int
     has_gated_mlp: bool = False
     """Gate and up projections (SwiGLU), not one."""
+    has_rotary: bool = False
+    """Queries and keys are rotated by position."""
     has_tied_head: bool = True
     """Embedding and loss head share their weight."""
 
@@ -61,7 +63,9 @@ class Kernels:
     """Which kernels a program runs."""
 
     attention: str = "flash"
-    """``flash`` (scores never written), ``flash-1`` (its first version), ``unfused`` (scores in memory)."""
+    """``flash`` (scores never written) or ``unfused`` (scores in memory)."""
+    attention_slowdown: float = 1.0
+    """How much slower the program's fused attention is than the one of the device profile: older versions."""
     has_dropout: bool = False
     """Dropout on attention scores and residuals, as GPT was trained."""
     has_biases: bool = False
@@ -70,8 +74,8 @@ class Kernels:
     """Bytes moved per logit by the loss, forward and backward; fused as Inductor does it unless given."""
 
     def __post_init__(self) -> None:
-        if self.attention not in ("flash", "flash-1", "unfused"):
-            raise ValueError(f"unknown attention {self.attention!r}: known are flash, flash-1, unfused")
+        if self.attention not in ("flash", "unfused"):
+            raise ValueError(f"unknown attention {self.attention!r}: known are flash, unfused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,8 @@ def block_forward(block: BlockShape, kernels: Kernels) -> list[Work]:
         *_norms(block, kernels),
         *(_product(block, columns, rows) for columns, rows in _weights(block)),
         *attention_work(block, kernels),
-        _activation(block, passes=2 + (block.shape.has_gated_mlp)),
+        *_rotary(block),
+        _activation(block, passes=3 if block.shape.has_gated_mlp else 2),
     ]
 
 
@@ -120,7 +125,8 @@ def block_backward(block: BlockShape, kernels: Kernels) -> list[Work]:
         *(replace(work, n=work.k, k=work.n) for work in products),
         *(replace(work, m=work.n, n=work.k, k=work.m) for work in products),
         *attention_work(block, kernels, is_backward=True),
-        _activation(block, passes=3 + 2 * (block.shape.has_gated_mlp)),
+        *_rotary(block),
+        _activation(block, passes=5 if block.shape.has_gated_mlp else 3),
         *(_bias_gradients(block) if kernels.has_biases else ()),
     ]
 
@@ -135,7 +141,11 @@ def head_work(block: BlockShape, kernels: Kernels, *, is_backward: bool = False)
     loss = Work(family, 0.0, loss_bytes / 2, loss_bytes / 2, block.dtype)
     if not is_backward:
         return [logits, loss]
-    return [loss, replace(logits, n=logits.k, k=logits.n), replace(logits, m=logits.n, n=logits.k, k=logits.m)]
+    return [
+        loss,
+        replace(logits, n=logits.k, k=logits.n),
+        replace(logits, m=logits.n, n=logits.k, k=logits.m),
+    ]
 
 
 def optimizer_work(parameters: float, *, bytes_per_parameter: float = 28.0) -> Work:
@@ -151,12 +161,11 @@ def attention_work(block: BlockShape, kernels: Kernels, *, is_backward: bool = F
     heads = block.shape.heads // block.tensor_ranks
     width = heads * block.shape.head_dim
     flops = 0.5 * (10.0 if is_backward else 4.0) * block.tokens * block.seq * width
-    slowdown = 2.0 if kernels.attention == "flash-1" else 1.0  # Dao, "FlashAttention-2" (2023): 2 × its first version
     moved = 2.0 * block.tokens * (width + 2 * block.shape.kv_hidden / block.tensor_ranks)
     return [
         Work(
             "attention_backward" if is_backward else "attention",
-            flops * slowdown,
+            flops * kernels.attention_slowdown,
             moved,
             2.0 * block.tokens * width,
             block.dtype,
@@ -214,6 +223,14 @@ def _norms_backward(block: BlockShape, kernels: Kernels) -> list[Work]:
     return [norm, residual, norm, residual]
 
 
+def _rotary(block: BlockShape) -> list[Work]:
+    """Queries and keys read and written once."""
+    if not block.shape.has_rotary:
+        return []
+    moved = 2.0 * block.tokens * (block.shape.hidden + block.shape.kv_hidden) / block.tensor_ranks
+    return [Work("rotary", 0.0, moved, moved, block.dtype)]
+
+
 def _activation(block: BlockShape, passes: int) -> Work:
     """GELU, or SiLU and product: ``passes`` tensors of ffn width read or written."""
     elements = block.tokens * block.shape.ffn / block.tensor_ranks
@@ -221,17 +238,22 @@ def _activation(block: BlockShape, passes: int) -> Work:
 
 
 def _bias_gradients(block: BlockShape) -> list[Work]:
-    return [Work("reduction", 0.0, 2.0 * block.tokens * columns, 0.0, block.dtype) for columns, _ in _weights(block)]
+    return [
+        Work("reduction", 0.0, 2.0 * block.tokens * columns, 0.0, block.dtype)
+        for columns, _ in _weights(block)
+    ]
 
 
 def _unfused_attention(block: BlockShape, kernels: Kernels, *, is_backward: bool) -> list[Work]:
-    """Batched products with the scores in memory between them; the causal half is computed and masked."""
+    """Batched products with the scores in memory between them; the masked half is computed, but not read."""
     shape = block.shape
     heads = block.sequences * shape.heads // block.tensor_ranks
     queries = block.seq // block.context_ranks
     scores = 2.0 * heads * queries * block.seq
-    softmax = Work("norm", 0.0, scores * (2 if is_backward else 1), scores, block.dtype)
-    dropout = [Work("elementwise", 0.0, scores * 1.25, scores * 1.25, block.dtype)] if kernels.has_dropout else []
+    softmax = Work("elementwise", 0.0, scores * (1.0 if is_backward else 0.5), scores, block.dtype)
+    dropout = (
+        [Work("elementwise", 0.0, scores * 1.25, scores * 1.25, block.dtype)] if kernels.has_dropout else []
+    )
     into = _matmul(queries, block.seq, shape.head_dim, block.dtype, heads)
     out_of = _matmul(queries, shape.head_dim, block.seq, block.dtype, heads)
     head_bytes = 2.0 * block.tokens * shape.hidden / block.tensor_ranks
