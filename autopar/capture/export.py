@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -30,12 +31,30 @@ def export(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
         if device is not None and device.type == "meta":
             stack.enter_context(device)
             stack.enter_context(KeepConstants(device))
-        stack.enter_context(redirect_stdout(io.StringIO()))
-        stack.enter_context(redirect_stderr(io.StringIO()))
+        stack.enter_context(_quiet())
         try:
             return torch.export.export(module, example.args, example.kwargs, strict=False)
         except Exception as error:
             raise CaptureError(_explain(module, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what torch prints and logs about a failing export: the error says it."""
+
+    def keep_back(_record: logging.LogRecord) -> bool:
+        return False
+
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
+    handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
+    for handler in handlers:
+        handler.addFilter(keep_back)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(keep_back)
 
 
 @contextmanager
@@ -66,6 +85,10 @@ def _explain(module: nn.Module, error: Exception) -> str:
 def output_tree(program: torch.export.ExportedProgram) -> str:
     """Returns how the module packs its outputs: ``tensor`` for a single one, else torch's own text."""
     structure: Any = program.call_spec.out_spec
+    for output in program.graph_signature.output_specs:
+        if type(output.arg).__name__ != "TensorArgument":
+            value = getattr(output.arg, "value", None)
+            raise CaptureError(f"the forward returns {value!r} beside tensors: return tensors only")
     if structure.is_leaf():
         return "tensor"
     try:

@@ -9,7 +9,7 @@ from torch import nn
 
 from autopar.capture.arguments import plain_arguments
 from autopar.capture.graph import Constant, Operator, Parameter, SegmentCall, SegmentType, Value
-from autopar.capture.names import Namer
+from autopar.capture.names import Namer, last_words, module_results
 from autopar.capture.parameters import ParameterNames
 from autopar.capture.trace import Call, Trace
 from autopar.capture.wiring import Wiring
@@ -35,6 +35,7 @@ class Folder:
         self.names = names
         self.gradients = gradients
         self.module = module
+        self.module_results = module_results(trace)
 
     def fold(self, wirings: list[Wiring], inputs: dict[int, str]) -> Folded:
         """Folds the runs of a graph whose input tensors have the names ``inputs``."""
@@ -84,7 +85,7 @@ class Folder:
             for slot in wiring.outputs:
                 graph_names[slot] = namer.take(wiring.run.module.replace(".", "_"))
             return
-        texts = _result_names(wiring)
+        texts = self._result_names(wiring)
         for slot in wiring.outputs:
             text, numbered = texts[slot]
             graph_names[slot] = namer.take(text, numbered=numbered)
@@ -126,8 +127,19 @@ class Folder:
             names[slot] = namer.take(self._path(slot, first).replace(".", "_"))
         for slot in first.constants:
             names[slot] = namer.take("constant", numbered=True)
-        for slot, (text, numbered) in _result_names(first).items():
+        for slot, (text, numbered) in self._result_names(first).items():
             names[slot] = namer.take(text, numbered=numbered)
+        return names
+
+    def _result_names(self, wiring: Wiring) -> dict[int, tuple[str, bool]]:
+        """Proposes a name for each result, its module's or its operator's, and whether it needs a number."""
+        names = {}
+        for call in wiring.run.calls:
+            path = _relative_module(call, wiring)
+            for slot in call.results:
+                if slot in wiring.read:
+                    is_result = bool(path) and slot in self.module_results
+                    names[slot] = (last_words(path), False) if is_result else (call.name, True)
         return names
 
     def _path(self, slot: int, wiring: Wiring) -> str:
@@ -155,7 +167,7 @@ class Folder:
             keywords=keywords,
             results=results,
             source=source,
-            module=_relative_module(call, wiring).partition("@")[0],
+            module=_relative_module(call, wiring),
         )
 
 
@@ -169,30 +181,7 @@ def _segment_call(type_name: str, wiring: Wiring, graph_names: dict[int, str]) -
 
 
 def _relative_module(call: Call, wiring: Wiring) -> str:
-    """The innermost module call of an operator, relative to its segment's module."""
-    innermost = call.modules[-1]
+    """The path of the innermost module that made a call, relative to its segment's module."""
+    innermost = call.modules[-1].partition("@")[0]
     block = wiring.run.module
     return innermost.removeprefix(block).removeprefix(".") if block else innermost
-
-
-def _result_names(wiring: Wiring) -> dict[int, tuple[str, bool]]:
-    """Proposes a name for each result, and whether it needs a number.
-
-    The last operator of a module's call is named after the module, any other after the operator.
-    """
-    last = {module: place for place, call in enumerate(wiring.run.calls) for module in call.modules}
-    names: dict[int, tuple[str, bool]] = {}
-    for place, call in enumerate(wiring.run.calls):
-        path = _relative_module(call, wiring).partition("@")[0]
-        is_module_result = bool(path) and last[call.modules[-1]] == place and len(call.results) == 1
-        text = _tail(path) if is_module_result else call.name
-        for slot in call.results:
-            if slot in wiring.read:
-                names[slot] = (text, not is_module_result)
-    return names
-
-
-def _tail(path: str) -> str:
-    """``norm_1`` for ``layers.0.norm_1``, ``mlp_2`` for ``mlp.2``."""
-    *parents, last = path.split(".")
-    return f"{parents[-1]}_{last}" if last.isdigit() and parents else last

@@ -9,7 +9,9 @@ import re
 import torch
 from torch.nn import functional
 
-__all__ = ["Namer", "identifier"]
+from autopar.capture.trace import Trace
+
+__all__ = ["Namer", "identifier", "last_words", "module_results"]
 
 RESERVED = frozenset(
     {*keyword.kwlist, *keyword.softkwlist, *dir(builtins), *dir(torch), *dir(functional)}
@@ -34,6 +36,26 @@ def identifier(text: str) -> str:
     """Returns ``text`` with everything that Python does not allow in a name replaced by ``_``."""
     word = re.sub(r"[^0-9a-zA-Z_]+", "_", text).strip("_") or "value"
     return f"v_{word}" if word[0].isdigit() else word
+
+
+def last_words(path: str) -> str:
+    """Returns ``norm_1`` for ``layers.0.norm_1``, ``mlp_2`` for ``mlp.2``."""
+    *parents, last = path.split(".")
+    return f"{parents[-1]}_{last}" if last.isdigit() and parents else last
+
+
+def module_results(trace: Trace) -> set[int]:
+    """Returns the tensors that alone leave the innermost module call in which they were made."""
+    made_in = {slot: call.modules for call in trace.calls for slot in call.results}
+    leaving: dict[str, set[int]] = {}
+    for call in trace.calls:
+        for slot in call.reads:
+            for module in set(made_in.get(slot, ())).difference(call.modules):
+                leaving.setdefault(module, set()).add(slot)
+    for slot in trace.outputs:
+        for module in made_in.get(slot, ()):
+            leaving.setdefault(module, set()).add(slot)
+    return {slot for slot, modules in made_in.items() if leaving.get(modules[-1]) == {slot}}
 
 
 class Namer:
