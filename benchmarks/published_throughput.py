@@ -245,8 +245,8 @@ def _choices(comparisons: Sequence[Comparison]) -> list[str]:
     regrets = [pick_regret(group) for group in groups]
     return [
         f"{len(groups)} problems appear under three or more plans: Kendall τ of predicted and measured order "
-        f"{statistics.mean(taus):.2f} in the mean; the plan the model picks is {statistics.mean(regrets):.1%} slower "
-        f"than the fastest in the mean, {max(regrets):.1%} at worst."
+        f"is {statistics.mean(taus):.2f} in the mean; the model's pick is {statistics.mean(regrets):.1%} "
+        f"slower than the fastest plan in the mean, {max(regrets):.1%} at worst."
     ]
 
 

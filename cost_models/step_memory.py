@@ -152,7 +152,7 @@ def _block(shape: TransformerShape, configuration: Configuration) -> BlockShape:
 
 
 def _stage_parameters(shape: TransformerShape, configuration: Configuration, stage: int) -> float:
-    """Parameters on one rank of a stage before sharding over data ranks: blocks, embedding first, head last."""
+    """Parameters on one rank of a stage, whole: its blocks, the embedding first, the head last."""
     tables = int(stage == 0) + int(stage == configuration.pp - 1)
     if configuration.pp == 1 and shape.has_tied_head:
         tables = 1
