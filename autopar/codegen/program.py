@@ -1,0 +1,348 @@
+"""The whole program: a class per block type, a root that chains them, tables of parameters and inputs, ``build``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autopar.capture.graph import SegmentCall, SegmentType
+from autopar.codegen.lines import Line, layout_lines
+from autopar.codegen.segment import Scope, SegmentWriter
+from autopar.codegen.text import attribute, comment, identifier, quoted
+from autopar.planner.tensors import full_name
+from autopar.shardings.placement import REPLICATE, Layout, format_layout, local_shape
+from autopar.shardings.sharded import ShardedGraph
+
+__all__ = ["program_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """One generated forward."""
+
+    name: str
+    note: str
+    arguments: tuple[str, ...]
+    scope: Scope
+    results: tuple[str, ...]
+
+
+def program_source(sharded: ShardedGraph, title: str) -> str:
+    """The program of a sharded graph as Python source; ``title`` becomes the first line of its docstring."""
+    blocks = [_block(sharded, segment) for segment in sharded.graph.types if _is_block(sharded, segment)]
+    root = _Root(sharded).function()
+    functions = [*blocks, root]
+    parts = [
+        _header(title, sharded),
+        _imports(functions),
+        _tables(sharded),
+        *(_class(function) for function in functions),
+        _forwards(sharded),
+    ]
+    return "\n".join(parts)
+
+
+def _is_block(sharded: ShardedGraph, segment: SegmentType) -> bool:
+    return any(call.type == segment.name and call.module for call in sharded.graph.calls)
+
+
+def _resting(sharded: ShardedGraph, segment: SegmentType, call: SegmentCall) -> dict[str, Layout]:
+    """Layout at rest of every parameter of a segment, by value."""
+    canonical = {p.name: p.alias_of or p.name for p in sharded.graph.parameters}
+    found = {}
+    for parameter in segment.parameters:
+        name = full_name(call.module, parameter.path)
+        found[parameter.value] = sharded.parameters[canonical.get(name, name)]
+    return found
+
+
+def _block(sharded: ShardedGraph, segment: SegmentType) -> _Function:
+    calls = [call for call in sharded.graph.calls if call.type == segment.name]
+    scope = Scope(sharded, taken=_reserved(sharded))
+    arguments = {name: scope.fresh(name) for name in segment.inputs}
+    device = f"{next(iter(arguments.values()))}.device" if arguments else 'torch.device("cpu")'
+    writer = SegmentWriter(scope, segment, "self", device)
+    outputs = writer.write(arguments, _resting(sharded, segment, calls[0]))
+    modules = calls[0].module if len(calls) == 1 else f"{calls[0].module} … {calls[-1].module}"
+    return _Function(segment.name, modules, tuple(arguments.values()), scope, tuple(outputs.values()))
+
+
+def _reserved(sharded: ShardedGraph) -> set[str]:
+    """Names that a forward must not use for its own values."""
+    runtime = "all_gather all_reduce all_to_all attention cross_entropy embedding local reduce_scatter shard"
+    others = "self torch nn F sum_gradient share_gradient block"
+    return {*sharded.axis_names, *runtime.split(), *others.split()}
+
+
+class _Root:
+    """Writes the root's forward: segments of the root in line, blocks as calls, conversions between them."""
+
+    def __init__(self, sharded: ShardedGraph) -> None:
+        self.sharded = sharded
+        self.graph = sharded.graph
+        self.types = {segment.name: segment for segment in sharded.graph.types}
+        self.scope = Scope(sharded, taken=_reserved(sharded))
+        self.versions: dict[tuple[str, Layout], str] = {}
+        self.home: dict[str, Layout] = {}
+        self.device = ""
+
+    def function(self) -> _Function:
+        arguments = []
+        for graph_input in self.graph.inputs:
+            name = self.scope.fresh(graph_input.value.name)
+            arguments.append(name)
+            self._bind(graph_input.value.name, self.sharded.inputs[graph_input.value.name], name)
+        self.device = f"{arguments[0]}.device" if arguments else 'torch.device("cpu")'
+        calls = list(self.graph.calls)
+        while calls:
+            run = self._run(calls)
+            if len(run) > 1:
+                self._loop(run)
+            elif calls[0].module:
+                self._call(calls[0])
+            else:
+                self._inline(calls[0])
+            del calls[: len(run)]
+        plain = (REPLICATE,) * len(self.sharded.axes)
+        outputs = tuple(self._version(name, plain) for name in self.graph.outputs)
+        return _Function("Root", "the whole model", tuple(arguments), self.scope, outputs)
+
+    def _bind(self, value: str, layout: Layout, expr: str) -> None:
+        self.versions[value, layout] = expr
+        self.home[value] = layout
+
+    def _version(self, value: str, wanted: Layout) -> str:
+        if (value, wanted) not in self.versions:
+            source = self.home[value]
+            shape = self.graph.values[value].shape
+            self.versions[value, wanted] = self.scope.write_conversion(
+                ("", value), shape, source, wanted, self.versions[value, source]
+            )
+        return self.versions[value, wanted]
+
+    def _arguments(self, call: SegmentCall) -> dict[str, str]:
+        """Expression of every input of a call, converted to the layout it takes."""
+        return {
+            inside: self._version(outside, self.sharded.boundaries[call.type, inside])
+            for outside, inside in zip(call.arguments, self.types[call.type].inputs, strict=True)
+        }
+
+    def _result_layout(self, call: SegmentCall, position: int) -> Layout:
+        """The layout in which a segment leaves an output."""
+        segment = self.types[call.type]
+        name = segment.outputs[position]
+        if name in segment.inputs:
+            return self.sharded.boundaries[segment.name, name]
+        for operator in segment.operators:
+            if name in operator.results:
+                return self.sharded.strategies[segment.name, operator.name].results[operator.results.index(name)]
+        return (REPLICATE,) * len(self.sharded.axes)
+
+    def _inline(self, call: SegmentCall) -> None:
+        segment = self.types[call.type]
+        writer = SegmentWriter(self.scope, segment, "self", self.device)
+        outputs = writer.write(self._arguments(call), _resting(self.sharded, segment, call))
+        for position, (outside, inside) in enumerate(zip(call.results, segment.outputs, strict=True)):
+            self._bind(outside, self._result_layout(call, position), outputs[inside])
+
+    def _call(self, call: SegmentCall) -> None:
+        arguments = ", ".join(self._arguments(call).values())
+        names = [self.scope.fresh(name) for name in call.results]
+        self.scope.lines.append(Line(f"{', '.join(names)} = {attribute('self', call.module)}({arguments})", self._note(call)))
+        for position, (outside, name) in enumerate(zip(call.results, names, strict=True)):
+            self._bind(outside, self._result_layout(call, position), name)
+
+    def _note(self, call: SegmentCall) -> str:
+        shapes = []
+        for position, name in enumerate(self.types[call.type].outputs):
+            value = self.types[call.type].values[name]
+            shapes.append(str(list(local_shape(value.shape, self._result_layout(call, position), self.sharded.sizes))))
+        return ", ".join(shapes)
+
+    def _run(self, calls: list[SegmentCall]) -> list[SegmentCall]:
+        """The longest start of ``calls`` that one loop over a ModuleList can make."""
+        run = [calls[0]]
+        if calls[0].module:
+            for call in calls[1:]:
+                if not self._follows(run[-1], call, run[0]):
+                    break
+                run.append(call)
+        return run
+
+    def _follows(self, before: SegmentCall, call: SegmentCall, first: SegmentCall) -> bool:
+        """True when ``call`` is the next block, fed by ``before`` alone and by what the first one got."""
+        if call.type != before.type or len(call.results) != 1 or not _is_next(before.module, call.module):
+            return False
+        carried = 0
+        for position, (mine, its) in enumerate(zip(call.arguments, first.arguments, strict=True)):
+            if mine == before.results[0]:
+                inside = self.types[call.type].inputs[position]
+                if self.sharded.boundaries[call.type, inside] != self._result_layout(before, 0):
+                    return False
+                carried += 1
+                continue
+            if mine != its:
+                return False
+        return carried == 1 and self._readers(before.results[0]) == 1
+
+    def _readers(self, value: str) -> int:
+        return sum(name == value for call in self.graph.calls for name in call.arguments) + sum(
+            name == value for name in self.graph.outputs
+        )
+
+    def _loop(self, run: list[SegmentCall]) -> None:
+        first, second = run[0], run[1]
+        arguments = self._arguments(first)
+        inputs = self.types[first.type].inputs
+        place = next(p for p, name in enumerate(second.arguments) if name == first.results[0])
+        start = arguments[inputs[place]]
+        carried = self.scope.fresh(inputs[place])
+        arguments[inputs[place]] = carried
+        parent, _, index = first.module.rpartition(".")
+        blocks = attribute("self", parent)
+        last = int(run[-1].module.rpartition(".")[2])
+        total = self._length(parent)
+        window = "" if int(index) == 0 and last == total - 1 else f"[{index}:{last + 1}]"
+        if carried != start:
+            self.scope.lines.append(Line(f"{carried} = {start}"))
+        self.scope.lines.append(Line(f"for block in {blocks}{window}:"))
+        self.scope.lines.append(
+            Line(f"{carried} = block({', '.join(arguments.values())})", self._note(first), indent=1)
+        )
+        self._bind(run[-1].results[0], self._result_layout(run[-1], 0), carried)
+
+    def _length(self, parent: str) -> int:
+        """Blocks of a ModuleList, as far as the parameters tell."""
+        indices = {
+            int(name.removeprefix(parent + ".").split(".")[0])
+            for name in (*(p.name for p in self.graph.parameters), *(call.module + ".x" for call in self.graph.calls))
+            if name.startswith(parent + ".") and name.removeprefix(parent + ".").split(".")[0].isdigit()
+        }
+        return max(indices, default=-1) + 1
+
+
+def _is_next(before: str, after: str) -> bool:
+    parent, _, index = before.rpartition(".")
+    other, _, following = after.rpartition(".")
+    return parent == other and index.isdigit() and following.isdigit() and int(following) == int(index) + 1
+
+
+def _header(title: str, sharded: ShardedGraph) -> str:
+    axes = ", ".join(f"{axis.name} {axis.size}" for axis in sharded.axes) or "one device"
+    safe = comment(title).replace("\\", "/").replace('"""', "'''")
+    return (
+        f'"""{safe}\n\nMesh: {axes}. Shapes in comments are local: what one rank holds. Collectives are explicit and carry their\n'
+        'gradient\'s collective with them. Made by autopar; change the plan rather than this file.\n"""\n'
+    )
+
+
+def _imports(functions: Iterable[_Function]) -> str:
+    used = set().union(*(function.scope.runtime for function in functions))
+    names = sorted({*used, "Parameter", "Input", "Program"})
+    listed = "".join(f"    {name},\n" for name in names)
+    return (
+        "from __future__ import annotations\n\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n\n"
+        f"from autopar.runtime import (\n{listed})\n"
+    )
+
+
+def _tables(sharded: ShardedGraph) -> str:
+    mesh = ", ".join(f"{quoted(identifier(axis.name))}: {axis.size}" for axis in sharded.axes)
+    lines = [f"MESH = {{{mesh}}}", '"""Axes and their sizes, outermost first."""', ""]
+    replicate = [quoted(axis.name) for axis in sharded.axes if axis.kind == "replicate"]
+    shard = [quoted(axis.name) for axis in sharded.axes if axis.kind == "shard"]
+    lines += [f"REPLICATE_AXES = ({_tuple(replicate)})", f"SHARD_AXES = ({_tuple(shard)})"]
+    lines += ['"""Axes whose ranks hold whole, or sharded, parameters at rest and add up their gradients."""', ""]
+    lines += [f"RANDOM_AXES = ({_tuple([quoted(name) for name in _random_axes(sharded)])})"]
+    lines += ['"""Axes whose ranks draw different random numbers: every dropout is sharded over them."""', ""]
+    lines += ["INPUTS = ["]
+    for graph_input in sharded.graph.inputs:
+        value, layout = graph_input.value, sharded.inputs[graph_input.value.name]
+        lines.append(
+            f"    Input({quoted(graph_input.path)}, {value.shape}, torch.{identifier(value.dtype)}, "
+            f"{quoted(_layout_text(layout, sharded))}),"
+        )
+    lines += ["]", '"""The batch: where the caller passes it, its global shape, and the layout that a rank reads."""', ""]
+    lines += ["PARAMETERS = ["]
+    for parameter in sharded.graph.parameters:
+        name = parameter.alias_of or parameter.name
+        layout = sharded.parameters.get(name, (REPLICATE,) * len(sharded.axes))
+        flags = [f"requires_grad={parameter.requires_grad}"] if not parameter.requires_grad and not parameter.is_buffer else []
+        flags += ["is_buffer=True"] if parameter.is_buffer else []
+        flags += ["is_persistent=False"] if not parameter.is_persistent else []
+        flags += [f"alias_of={quoted(parameter.alias_of)}"] if parameter.alias_of else []
+        rest = "".join(f", {flag}" for flag in flags)
+        lines.append(
+            f"    Parameter({quoted(parameter.name)}, {parameter.shape}, torch.{identifier(parameter.dtype)}, "
+            f"{quoted(_layout_text(layout, sharded))}{rest}),"
+        )
+    lines += ["]", '"""Every parameter and buffer, and its layout at rest along the axes that operators shard it over."""', ""]
+    lines += [f"OUTPUTS = {quoted(sharded.graph.output_tree)}", '"""How the outputs are packed."""', ""]
+    return "\n".join(lines) + "\n"
+
+
+def _tuple(items: list[str]) -> str:
+    return ", ".join(items) + ("," if len(items) == 1 else "")
+
+
+def _layout_text(layout: Layout, sharded: ShardedGraph) -> str:
+    """Only what is sharded: the rest is replicated, or the data-parallel engine's business."""
+    named = [
+        (axis, placement)
+        for axis, placement in zip(sharded.axis_names, layout, strict=True)
+        if placement.is_shard
+    ]
+    return format_layout(tuple(p for _, p in named), tuple(a for a, _ in named))
+
+
+_RANDOM = ("dropout", "rand", "bernoulli", "normal", "multinomial")
+
+
+def _random_axes(sharded: ShardedGraph) -> list[str]:
+    """Axes along which every random operator's result is sharded; all data axes when there is none."""
+    layouts = [
+        strategy.results[0]
+        for segment in sharded.graph.types
+        for operator in segment.operators
+        for strategy in [sharded.strategies[segment.name, operator.name]]
+        if any(word in operator.target for word in _RANDOM)
+        or (operator.target.startswith("aten.scaled_dot_product") and any(a for a in operator.arguments[4:5]))
+    ]
+    if not layouts:
+        return [axis.name for axis in sharded.axes if axis.is_data]
+    return [
+        axis.name for position, axis in enumerate(sharded.axes) if all(layout[position].is_shard for layout in layouts)
+    ]
+
+
+def _class(function: _Function) -> str:
+    arguments = "".join(f", {name}" for name in function.arguments)
+    axes = [name for name in function.scope.sharded.axis_names if name in function.scope.axes]
+    body = [f'        {name} = self.axes["{name}"]' for name in axes]
+    body += layout_lines(function.scope.lines, "        ")
+    result = ", ".join(function.results)
+    return (
+        f"\nclass {identifier(function.name)}(nn.Module):\n"
+        f'    """{comment(function.note)}"""\n\n'
+        f"    def forward(self{arguments}):\n" + "\n".join([*body, f"        return {result}"]) + "\n"
+    )
+
+
+def _forwards(sharded: ShardedGraph) -> str:
+    blocks: dict[str, list[str]] = {}
+    for call in sharded.graph.calls:
+        if call.module:
+            blocks.setdefault(call.type, []).append(call.module)
+    entries = []
+    for type_name, modules in blocks.items():
+        entries += [f"        {quoted(path)}: {identifier(type_name)}," for path in dict.fromkeys(modules)]
+    listed = "\n".join(entries)
+    table = f"{{\n{listed}\n    }}" if entries else "{}"
+    return (
+        "\nPROGRAM = Program(\n"
+        "    mesh=MESH,\n    replicate_axes=REPLICATE_AXES,\n    shard_axes=SHARD_AXES,\n    random_axes=RANDOM_AXES,\n"
+        "    inputs=INPUTS,\n    parameters=PARAMETERS,\n    outputs=OUTPUTS,\n    root=Root,\n"
+        f"    blocks={table},\n)\n\n"
+        'if __name__ == "__main__":\n    PROGRAM.main()\n'
+    )
+
