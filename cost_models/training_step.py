@@ -198,7 +198,11 @@ class _Step:
         return 0.0
 
     def host_s(self, is_backward: int) -> float:
-        return self.program.host_operators[is_backward] * self.device.host_dispatch_s
+        """Host time to issue one block's operators, the two tensor-parallel sums among them."""
+        operators = self.program.host_operators[is_backward]
+        if operators and self.configuration.tp > 1:
+            operators += 2
+        return operators * self.device.host_dispatch_s
 
     def host_bound_share(self) -> float:
         host_s = self.host_s(0) + self.host_s(1)
@@ -257,21 +261,36 @@ class _Step:
         return (blocks + embeddings) / self.configuration.tp
 
     def gradients_s(self) -> float:
-        """Data-parallel communication after the last microbatch that compute does not hide."""
+        """Data-parallel communication of gradients and updated parameters that compute does not hide.
+
+        It goes in buckets of one block; that of the embedding comes last in backward and first in forward,
+        so that nothing hides it.
+        """
         if self.configuration.zero_stage >= 2 or self.configuration.dp == 1:
             return 0.0
-        gradient_bytes = self.program.gradient_bytes * self.rank_parameters()
-        if self.configuration.zero_stage == 0:
-            reduction_s = all_reduce_s(gradient_bytes, self.paths.data)
-            gathered_s = 0.0
-        else:
-            reduction_s = reduce_scatter_s(gradient_bytes, self.paths.data)
-            gathered_s = all_gather_s(2.0 * self.rank_parameters(), self.zero_path())
-        if not self.program.overlaps_gradients:
-            return reduction_s + gathered_s
+        block, table = self.shape.block_weights, self.shape.vocab * self.shape.hidden
         blocks = self.shape.layers / self.configuration.pp
-        hidden_s = blocks * self.backward_s()
-        return max(reduction_s - hidden_s, 0.0) + max(gathered_s - blocks * self.forward_s(), 0.0)
+        reduced_s, gathered_s = blocks * self.reduction_s(block), blocks * self.refresh_s(block)
+        shown_s = self.reduction_s(table) + self.refresh_s(table)
+        if not self.program.overlaps_gradients:
+            return shown_s + reduced_s + gathered_s
+        backward_s, forward_s = blocks * self.backward_s(), blocks * self.forward_s()
+        shown_s += self.beside_s(backward_s, reduced_s) - backward_s
+        return shown_s + self.beside_s(forward_s, gathered_s) - forward_s
+
+    def reduction_s(self, weights: float) -> float:
+        """Sum of the gradients of ``weights`` over data ranks: for all, or for owners of optimizer shards."""
+        gradient_bytes = self.program.gradient_bytes * weights / self.configuration.tp
+        has_replicas = self.configuration.zero_ranks not in (0, self.configuration.dp)
+        if self.configuration.zero_stage == 0 or has_replicas:
+            return all_reduce_s(gradient_bytes, self.paths.data)
+        return reduce_scatter_s(gradient_bytes, self.paths.data)
+
+    def refresh_s(self, weights: float) -> float:
+        """Gather of updated ``weights`` at 16 bits, where the optimizer is sharded."""
+        if self.configuration.zero_stage == 0:
+            return 0.0
+        return all_gather_s(2.0 * weights / self.configuration.tp, self.zero_path())
 
     def optimizer_s(self) -> float:
         shards = (

@@ -97,7 +97,7 @@ def test_v100_has_no_bfloat16() -> None:
 def test_provenance_names_how_a_price_is_known() -> None:
     h100 = builtin_profile("h100").device
     assert operator_s(product(512, 512, 512), h100).provenance == "fitted"
-    assert operator_s(product(512, 512, 512, "float32"), h100).provenance == "roofline"
+    assert operator_s(product(512, 512, 512, "float64"), h100).provenance == "roofline"
     assert operator_s(Work("elementwise", 0, 1e6, 1e6, "float32"), h100).provenance == "fitted"
 
 
