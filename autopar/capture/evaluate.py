@@ -85,8 +85,9 @@ class Evaluator:
         ):
             return None
         for each in call.reads:
-            whole = operands.get(Slot(each), torch.zeros((), dtype=self.trace.tensors[each].dtype))
-            operands[Slot(each)] = whole.expand(self.trace.tensors[each].shape)
+            tensor = self.trace.tensors[each]
+            whole = operands.get(Slot(each), torch.zeros((), dtype=tensor.dtype))
+            operands[Slot(each)] = whole.expand(tensor.shape)
         return _without_repeats(_apply(call, operands))
 
     def _elementwise(

@@ -9,7 +9,7 @@ from torch import nn
 
 from autopar.capture.arguments import plain_arguments
 from autopar.capture.graph import Constant, Operator, Parameter, SegmentCall, SegmentType, Value
-from autopar.capture.names import Namer, last_words, module_results
+from autopar.capture.names import CLASS_NAMES, Namer, last_words, module_results
 from autopar.capture.parameters import ParameterNames
 from autopar.capture.trace import Call, Trace
 from autopar.capture.wiring import Wiring
@@ -92,7 +92,7 @@ class Folder:
 
     def _class_names(self, wirings: list[Wiring]) -> list[str]:
         """``Root0``, ``Root1``… for runs of the root module, the block's own class name for the others."""
-        namer, roots = Namer(), count()
+        namer, roots = Namer(CLASS_NAMES), count()
         return [
             namer.take(
                 type(self.module.get_submodule(w.run.module)).__name__

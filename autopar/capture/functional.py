@@ -107,8 +107,8 @@ class _Memory:
     def _add(self, call: Call, tensor: TracedTensor, at: Call) -> Slot:
         """Adds a call with one result, as if the user had written it where ``at`` is."""
         slot = self.trace.add(tensor)
-        flags = {"modules": at.modules, "source": at.source, "records_gradient": at.records_gradient}
-        self.calls.append(replace(call, results=(slot.index,), aliases=None, returns_list=False, **flags))
+        placed = replace(call, modules=at.modules, source=at.source, records_gradient=at.records_gradient)
+        self.calls.append(replace(placed, results=(slot.index,), aliases=None, returns_list=False))
         return slot
 
     def _write(self, call: Call, written: int) -> None:
@@ -167,11 +167,11 @@ class _Memory:
 
         def stand_in(slot: Slot) -> Any:
             tensor = self.trace.tensors[slot.index]
-            return torch.empty_strided(tensor.shape, tensor.stride, dtype=tensor.dtype, device="meta")
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
         arguments = [list(a) if isinstance(a, tuple) else a for a in map_slots(call.arguments, stand_in)]
         result = call.target(*arguments, **map_slots(call.keywords, stand_in))
-        return TracedTensor(tuple(result.shape), tuple(result.stride()), result.dtype)
+        return TracedTensor(tuple(result.shape), result.dtype)
 
 
 def _written(call: Call) -> int | None:

@@ -100,12 +100,12 @@ def _allowed(mask: Tensor) -> Tensor | None:
 
 
 def _notes(trace: Trace, found: dict[int, Mask]) -> tuple[str, ...]:
-    notes = []
+    notes: dict[str, None] = {}
     for slot, kind in found.items():
         shape = trace.tensors[slot].shape
         sampled = "" if shape[-2] * shape[-1] <= COMPARED_ELEMENTS else " (compared on evenly spread rows)"
         if kind is Mask.FUTURE:
-            notes.append(f"a causal attention mask {list(shape)}{sampled} became is_causal=True")
+            notes[f"a causal attention mask {list(shape)}{sampled} became is_causal=True"] = None
         elif kind is Mask.NOTHING:
-            notes.append(f"an attention mask {list(shape)}{sampled} that hides nothing was dropped")
+            notes[f"an attention mask {list(shape)}{sampled} that hides nothing was dropped"] = None
     return tuple(notes)

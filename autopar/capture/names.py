@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from autopar.capture.trace import Trace
 
-__all__ = ["Namer", "identifier", "last_words", "module_results"]
+__all__ = ["CLASS_NAMES", "Namer", "identifier", "last_words", "module_results"]
 
 RESERVED = frozenset(
     {*keyword.kwlist, *keyword.softkwlist, *dir(builtins), *dir(torch), *dir(functional)}
@@ -30,6 +30,24 @@ RESERVED = frozenset(
     | {"dropout", "local", "reduce_scatter", "shard", "sum_gradient"}
 )
 """Names that a generated program uses itself; none of torch's ends in an underscore and digits."""
+
+
+CLASS_NAMES = frozenset(
+    {
+        *keyword.kwlist,
+        *keyword.softkwlist,
+        *dir(builtins),
+        "Axis",
+        "F",
+        "Layout",
+        "Module",
+        "Tensor",
+        "math",
+        "nn",
+        "torch",
+    }
+)
+"""Names of classes and modules that a generated program uses itself."""
 
 
 def identifier(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Drops what computes nothing: identities, conversions to the dtype at hand, results that nobody uses."""
+"""Drops what computes nothing: identities, conversions to the dtype at hand, results that nobody uses.
+
+No trace of strides and devices is left: they differ from kernel to kernel, and the plan decides them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ __all__ = ["copy_held_outputs", "drop_identities", "drop_unused"]
 aten = torch.ops.aten
 
 COPIES = {"alias", "lift_fresh", "lift_fresh_copy", "clone", "contiguous"}
-"""Operators whose result equals their first argument (strides are compared before one is dropped)."""
+"""Operators whose result equals their first argument; strides are no part of a graph."""
 RESHAPES = {
     "view",
     "reshape",
@@ -31,12 +34,12 @@ RESHAPES = {
 
 
 def drop_identities(trace: Trace) -> None:
-    """Removes calls that return their first argument; ``to`` only converts dtypes: devices are the plan's."""
+    """Removes calls that return their first argument, and writes the others in one form each."""
     same: dict[Slot, Slot] = {}
     kept: list[Call] = []
     for call in trace.calls:
         call = call.with_slots(lambda slot: same.get(slot, slot))
-        call = _dtype_conversion(call, trace) or call
+        call = _normal_form(call, trace)
         if _is_identity(call, trace):
             same[Slot(call.results[0])] = call.arguments[0]
         else:
@@ -45,11 +48,14 @@ def drop_identities(trace: Trace) -> None:
     trace.outputs = [same.get(Slot(output), Slot(output)).index for output in trace.outputs]
 
 
-def _dtype_conversion(call: Call, trace: Trace) -> Call | None:
-    if call.name not in ("to", "_to_copy", "type_as"):
-        return None
-    dtype = trace.tensors[call.results[0]].dtype
-    return replace(call, target=aten.to.dtype, arguments=(call.arguments[0], dtype), keywords={})
+def _normal_form(call: Call, trace: Trace) -> Call:
+    """``view`` as ``reshape``, which needs no strides, and every kind of ``to`` as a conversion of dtype."""
+    if call.target in (aten.view.default, aten._unsafe_view.default):
+        return replace(call, target=aten.reshape.default)
+    if call.name in ("to", "_to_copy", "type_as"):
+        dtype = trace.tensors[call.results[0]].dtype
+        return replace(call, target=aten.to.dtype, arguments=(call.arguments[0], dtype), keywords={})
+    return call
 
 
 def _is_identity(call: Call, trace: Trace) -> bool:
@@ -59,9 +65,7 @@ def _is_identity(call: Call, trace: Trace) -> bool:
     before, after = trace.tensors[call.arguments[0].index], trace.tensors[call.results[0]]
     if (before.shape, before.dtype) != (after.shape, after.dtype):
         return False
-    if name in COPIES:
-        return before.stride == after.stride
-    if name in RESHAPES or name == "to":
+    if name in COPIES or name in RESHAPES or name == "to":
         return True
     return _is_neutral(name, call.arguments, before)
 

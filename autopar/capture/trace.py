@@ -34,7 +34,6 @@ class TracedTensor:
     """What is known of a tensor without running anything."""
 
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
     dtype: torch.dtype
 
 
@@ -168,7 +167,7 @@ def _describe(tensor: Tensor, node: fx.Node) -> TracedTensor:
             f"{source_line(node.meta.get('stack_trace')) or node.target}. Use a mask or torch.where instead, "
             "which keep the shape."
         )
-    return TracedTensor(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+    return TracedTensor(tuple(tensor.shape), tensor.dtype)
 
 
 class _Flattener:
@@ -199,11 +198,11 @@ class _Flattener:
         return argument
 
     def _attribute(self, node: fx.Node) -> Any:
-        held = getattr(self.module, node.target)
+        held = getattr(self.module, str(node.target))
         if not isinstance(held, Tensor):
             return held
         slot = self.trace.add(_describe(held, node))
-        self.trace.constants[slot.index] = _constant(node.target, held)
+        self.trace.constants[slot.index] = _constant(str(node.target), held)
         return slot
 
     def _call(self, node: fx.Node, bound: dict[fx.Node, Any], records_gradient: bool) -> Any:
