@@ -78,7 +78,7 @@ class Program:
 
     kernels: Kernels = field(default_factory=Kernels)
     host_operators: tuple[int, int] = (0, 0)
-    """Operators that the host issues per block, forward and backward; 0 where the host is never the limit."""
+    """Operators that the host issues per block, collectives included; 0 where it is never the limit."""
     overlaps_gradients: bool = True
     """Gradient reductions and parameter gathers run beside compute."""
     overlaps_tensor_collectives: bool = False
@@ -198,11 +198,8 @@ class _Step:
         return 0.0
 
     def host_s(self, is_backward: int) -> float:
-        """Host time to issue one block's operators, the two tensor-parallel sums among them."""
-        operators = self.program.host_operators[is_backward]
-        if operators and self.configuration.tp > 1:
-            operators += 2
-        return operators * self.device.host_dispatch_s
+        """Host time to issue one block's operators."""
+        return self.program.host_operators[is_backward] * self.device.host_dispatch_s
 
     def host_bound_share(self) -> float:
         host_s = self.host_s(0) + self.host_s(1)
