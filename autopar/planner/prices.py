@@ -158,7 +158,12 @@ class Prices:
         local = prod(local_shape(value.shape, at_rest, self.sizes)) * dtype_bytes(value.dtype)
         if not value.requires_grad:
             return 0.0
-        return self.gradient_sync_s(local) + self.gather_s(local) + self.optimizer_s(local / dtype_bytes(value.dtype))
+        return self.traffic_s(value, at_rest) + self.optimizer_s(local / dtype_bytes(value.dtype))
+
+    def traffic_s(self, value: Value, at_rest: Layout) -> float:
+        """Seconds of one parameter's gathers and gradient sums over the data axes."""
+        local = prod(local_shape(value.shape, at_rest, self.sizes)) * dtype_bytes(value.dtype)
+        return self.gradient_sync_s(local) + self.gather_s(local) if value.requires_grad else 0.0
 
     def gradient_sync_s(self, local_bytes: float) -> float:
         """Summing one parameter's gradient over the data axes."""

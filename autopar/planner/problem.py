@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import inf, prod
+from math import inf
 
 import numpy as np
 
+from autopar.planner.memory import value_bytes
 from autopar.planner.space import Space
 from autopar.planner.tensors import Item, Tensor
-from autopar.shardings.placement import local_shape
-from cost_models.dtypes import dtype_bytes
 from solver import Fan, Node, Problem
 
 __all__ = ["solver_problem"]
@@ -37,7 +36,7 @@ def _fan(tensor: Tensor, space: Space, position: dict[Item, int]) -> Fan:
     produced = {layout: index for index, layout in enumerate(dict.fromkeys(made))}
     wanted = {layout: index for index, layout in enumerate(dict.fromkeys(w for layouts in wants for w in layouts))}
     rows, columns = [table.index(layout) for layout in produced], [table.index(layout) for layout in wanted]
-    element = tensor.count * dtype_bytes(tensor.value.dtype) if tensor.is_kept else 0
+    kept = tensor.count if tensor.is_kept else 0
     sizes = space.prices.sizes
     return Fan(
         producer=position[tensor.producer],
@@ -45,5 +44,5 @@ def _fan(tensor: Tensor, space: Space, position: dict[Item, int]) -> Fan:
         produced=np.array([produced[layout] for layout in made]),
         wanted=tuple(np.array([wanted[layout] for layout in layouts]) for layouts in wants),
         costs=tensor.count * table.seconds[np.ix_(rows, columns)],
-        usages=np.array([float(element * prod(local_shape(tensor.value.shape, w, sizes))) for w in wanted]),
+        usages=np.array([float(kept * value_bytes(tensor.value, layout, sizes)) for layout in wanted]),
     )

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from autopar.capture.graph import Graph
 from autopar.errors import PlanError
 from autopar.planner.decisions import Decisions
+from autopar.planner.memory import (
+    GRADIENT_BYTES,
+    OPTIMIZER_BYTES,
+    PARAMETER_BYTES,
+    Memory,
+    activation_bytes,
+    device_overhead,
+    gathered_bytes,
+    kept_by_operator,
+    temporary_bytes,
+    value_bytes,
+)
 from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.prices import OperatorPrice, Prices
-from autopar.planner.tensors import Tensor, parameter_groups, tensors_of
+from autopar.planner.tensors import ParameterGroup, Tensor, parameter_groups, tensors_of
 from autopar.shardings.placement import REPLICATE, Layout, format_layout, is_legal
 from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph
 from autopar.shardings.strategy import Strategy, combined, divides
@@ -27,10 +39,14 @@ class Realized:
     """One call of each operator, by (segment type, operator)."""
     upkeep_s: dict[str, float]
     """Data-parallel traffic and optimizer of each parameter group, by its first name, all its members together."""
+    traffic_s: float
+    """The part of it that is data-parallel gathers and sums."""
     operator_s: float
     """All operators of a step."""
     conversion_s: float
     """All conversions of a step."""
+    memory: Memory
+    """Of every device: they all do the same."""
 
     @property
     def objective_s(self) -> float:
@@ -64,6 +80,7 @@ def realize(
         for operator in planned.operators
     }
     groups = parameter_groups(graph)
+    memory = _memory(graph, types, tensors, groups, strategies, decisions, prices)
     resting = {name: decisions.parameters[group.item.name] for group in groups for name in group.names}
     sharded = ShardedGraph(
         graph, axes, strategies, dict(decisions.boundaries), dict(decisions.inputs), resting, conversions
@@ -72,8 +89,10 @@ def realize(
         sharded,
         operators,
         {g.item.name: len(g.names) * prices.upkeep_s(g.value, decisions.parameters[g.item.name]) for g in groups},
+        sum(len(g.names) * prices.traffic_s(g.value, decisions.parameters[g.item.name]) for g in groups),
         sum(counts[type_name] * price.seconds for (type_name, _), price in operators.items()),
         sum(conversion.seconds for conversion in conversions),
+        memory,
     )
 
 
@@ -107,6 +126,56 @@ def _strategy(
     return strategy
 
 
+def _memory(
+    graph: Graph,
+    types: Mapping[str, PlannedType],
+    tensors: tuple[Tensor, ...],
+    groups: tuple[ParameterGroup, ...],
+    strategies: Mapping[tuple[str, str], Strategy],
+    decisions: Decisions,
+    prices: Prices,
+) -> Memory:
+    counts = {name: sum(call.type == name for call in graph.calls) for name in types}
+    own = sum(
+        counts[name] * kept_by_operator(operator, strategies[name, operator.name], prices.sizes)
+        for name, planned in types.items()
+        for operator in planned.operators
+    )
+    versions = {p: tuple(_wanted(t, strategies, decisions, prices)) for p, t in enumerate(tensors)}
+    trained = elements = 0.0
+    for group in groups:
+        layout = decisions.parameters[group.item.name]
+        held = len(group.names) * value_bytes(group.value, layout, prices.sizes) / prices.shard_ways
+        elements += held if not group.value.requires_grad else 0.0
+        trained += held / 4 if group.value.requires_grad else 0.0
+    has_engine = any(axis.is_data for axis in prices.axes)
+    return Memory(
+        parameters=round(PARAMETER_BYTES * trained + elements),
+        gradients=round(GRADIENT_BYTES * trained),
+        optimizer=round(OPTIMIZER_BYTES * trained),
+        gathered=gathered_bytes(graph, groups, decisions.parameters, prices.sizes) if has_engine else 0,
+        activations=round(own + activation_bytes(tensors, versions, prices.sizes)),
+        temporaries=temporary_bytes(types, strategies, prices.sizes),
+        overhead=device_overhead(prices.cluster.device, len(prices.axes)),
+    )
+
+
+def _wanted(
+    tensor: Tensor, strategies: Mapping[tuple[str, str], Strategy], decisions: Decisions, prices: Prices
+) -> dict[Layout, None]:
+    """The distinct layouts in which a tensor is read."""
+    wanted: dict[Layout, None] = {}
+    for use in tensor.uses:
+        match use.item.kind:
+            case "operator":
+                wanted[strategies[use.item.type, use.item.name].operands[use.position]] = None
+            case "boundary":
+                wanted[decisions.boundaries[use.item.type, use.item.name]] = None
+            case _:
+                wanted[(REPLICATE,) * len(prices.axes)] = None
+    return wanted
+
+
 def _conversions(
     tensors: tuple[Tensor, ...],
     strategies: Mapping[tuple[str, str], Strategy],
@@ -115,7 +184,6 @@ def _conversions(
     names: tuple[str, ...],
 ) -> list[Conversion]:
     """Every conversion that some consumer needs, once per tensor and layout."""
-    plain = (REPLICATE,) * len(names)
 
     def made(tensor: Tensor) -> Layout:
         item = tensor.producer
@@ -130,15 +198,7 @@ def _conversions(
 
     found = []
     for tensor in tensors:
-        wanted: dict[Layout, None] = {}
-        for use in tensor.uses:
-            match use.item.kind:
-                case "operator":
-                    wanted[strategies[use.item.type, use.item.name].operands[use.position]] = None
-                case "boundary":
-                    wanted[decisions.boundaries[use.item.type, use.item.name]] = None
-                case _:
-                    wanted[plain] = None
+        wanted = _wanted(tensor, strategies, decisions, prices)
         source = made(tensor)
         for target in wanted:
             if target != source:

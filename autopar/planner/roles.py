@@ -9,7 +9,7 @@ from autopar.planner.work import family_of
 from autopar.shardings.placement import is_legal
 from autopar.shardings.strategy import AxisChoice
 
-__all__ = ["allowed_choices"]
+__all__ = ["allowed_choices", "does_main_work"]
 
 _LABEL_OF_ROLE = {"dp_replicate": BATCH, "dp_shard": BATCH, "cp": SEQUENCE}
 
@@ -20,10 +20,22 @@ def allowed_choices(operator: PlannedOperator, axis: MeshAxis, labels: Labels) -
     if axis.is_data:
         fitting = tuple(choice for choice in fitting if not _shards_parameter(operator, choice))
     if axis.role == "tp":
-        return _tensor_parallel(operator, fitting, labels)
-    if axis.role in _LABEL_OF_ROLE:
-        return _must_shard(operator, fitting, labels, _LABEL_OF_ROLE[axis.role])
-    return fitting
+        fitting = _tensor_parallel(operator, fitting, labels)
+    elif axis.role in _LABEL_OF_ROLE:
+        fitting = _must_shard(operator, fitting, labels, _LABEL_OF_ROLE[axis.role])
+    return _without_idling(operator, fitting)
+
+
+def does_main_work(operator: PlannedOperator) -> bool:
+    """True for products with a weight, and attention: what the devices are there for."""
+    family = family_of(operator.call)
+    return family == "attention" or family == "matmul" and bool(operator.parameters)
+
+
+def _without_idling(operator: PlannedOperator, choices: tuple[AxisChoice, ...]) -> tuple[AxisChoice, ...]:
+    """No device repeats another's main work where it could do its share."""
+    sharding = tuple(choice for choice in choices if choice.factor)
+    return sharding if sharding and does_main_work(operator) else choices
 
 
 def _divides(operator: PlannedOperator, choice: AxisChoice, axis: MeshAxis) -> bool:

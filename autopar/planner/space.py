@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 
 from autopar.capture.graph import Graph
+from autopar.planner.memory import kept_by_operator, resting_bytes
 from autopar.planner.mesh import MODEL
 from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.prices import Prices
 from autopar.planner.roles import allowed_choices
-from autopar.planner.saved import saved_by
 from autopar.planner.tensors import Item, ParameterGroup, Tensor, parameter_groups, tensors_of
-from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Layout, Placement, is_legal, local_shape
+from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Layout, Placement, is_legal
 from autopar.shardings.strategy import Strategy, strategies
-from cost_models.dtypes import dtype_bytes
 
 __all__ = ["Candidate", "Space", "search_space"]
 
@@ -88,23 +86,9 @@ def _operator_candidates(
     candidates = []
     for strategy in found:
         seconds = prices.operator(operator.call, strategy.operands, strategy.results).seconds
-        kept = _kept_bytes(operator, strategy, prices)
+        kept = kept_by_operator(operator, strategy, prices.sizes)
         candidates.append(Candidate(strategy.operands, strategy.results, count * seconds, count * kept, strategy))
     return tuple(candidates)
-
-
-def _kept_bytes(operator: PlannedOperator, strategy: Strategy, prices: Prices) -> float:
-    """What autograd keeps of the operator's own results; operands are charged to the tensors they are."""
-    saved = saved_by(operator.call)
-    kept = 0.0
-    if saved.keeps_result:
-        for value, layout in zip(operator.call.results, strategy.results, strict=True):
-            if value is not None:
-                kept += prod(local_shape(value.shape, layout, prices.sizes)) * dtype_bytes(value.dtype)
-    if saved.extra_bytes_per_element:
-        shape = local_shape(operator.call.operands[0].shape, strategy.operands[0], prices.sizes)
-        kept += prod(shape) * saved.extra_bytes_per_element
-    return kept
 
 
 def _all_layouts(shape: tuple[int, ...], prices: Prices) -> tuple[Layout, ...]:
@@ -129,16 +113,9 @@ def _resting_candidates(
     for layout in product(*per_axis):
         if is_legal(group.value.shape, layout, prices.sizes):
             seconds = prices.upkeep_s(group.value, layout)
-            found.append(Candidate((), (layout,), count * seconds, count * _resting_bytes(group, layout, prices)))
+            kept = resting_bytes(group.value, layout, prices.sizes, prices.shard_ways)
+            found.append(Candidate((), (layout,), count * seconds, count * kept))
     return tuple(found)
-
-
-def _resting_bytes(group: ParameterGroup, layout: Layout, prices: Prices) -> float:
-    """Parameter, gradient and optimizer state of one parameter on one device."""
-    elements = prod(local_shape(group.value.shape, layout, prices.sizes))
-    if not group.value.requires_grad:
-        return float(elements * dtype_bytes(group.value.dtype))
-    return 16.0 * elements / prices.shard_ways
 
 
 def _add_boundaries(

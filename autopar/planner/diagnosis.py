@@ -1,0 +1,80 @@
+"""Why there is no plan, with the numbers and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from autopar.capture.graph import Graph
+from autopar.errors import InfeasiblePlanError
+from autopar.planner.operators import PlannedType
+from autopar.planner.pins import Pins
+from autopar.planner.realize import Realized
+from autopar.planner.roles import does_main_work
+from autopar.shardings.sharded import ShardedGraph
+
+__all__ = ["check_batch", "check_idle", "nothing_fits"]
+
+GB = 10**9
+
+
+def check_batch(graph: Graph, pins: Pins) -> None:
+    """Pinned data axes must divide the batch, pinned context axes the sequence. Raises ``InfeasiblePlanError``."""
+    ways = {"batch": prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard")), "sequence": pins.sizes.get("cp", 1)}
+    for dim, (what, needed) in enumerate(ways.items()):
+        sizes = {i.value.shape[dim] for i in graph.inputs if len(i.value.shape) > dim and i.value.dtype.startswith("int")}
+        sizes = sizes or {i.value.shape[dim] for i in graph.inputs if len(i.value.shape) > dim}
+        for size in sizes:
+            if size % needed:
+                legal = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+                raise InfeasiblePlanError(
+                    f"the {what} of {size} does not divide over {needed} ranks ({pins}). "
+                    f"Legal sizes of these axes together are {legal}; or use a {what} that is a multiple of {needed}."
+                )
+
+
+def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:
+    """Which axis has nothing to do, in words; empty when all work."""
+    for position, axis in enumerate(sharded.axes):
+        works = any(
+            sharded.strategies[name, operator.name].factors[position]
+            for name, planned in types.items()
+            for operator in planned.operators
+            if does_main_work(operator)
+        )
+        if not works:
+            batch = next((i.value.shape[0] for i in sharded.graph.inputs if i.value.shape), 1)
+            ranks = prod(sharded.sizes)
+            legal = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+            return (
+                f"no axis of {axis.size} ranks divides the batch of {batch} or any other dim of the model's matrix "
+                f"products: {ranks} devices would repeat each other's work. Use a batch that is a multiple of "
+                f"{axis.size}, or one of {legal} devices."
+            )
+    return ""
+
+
+def nothing_fits(leanest: Sequence[Realized], limit_bytes: int) -> InfeasiblePlanError:
+    """The smallest plan found, what holds its memory, and what would help."""
+    if not leanest:
+        return InfeasiblePlanError("no strategy fits together on any mesh of this cluster: relax the pins.")
+    best = min(leanest, key=lambda realized: realized.memory.peak)
+    memory = best.memory
+    categories = {
+        "parameters, gradients and optimizer state": memory.parameters + memory.gradients + memory.optimizer,
+        "parameters gathered for use": memory.gathered,
+        "activations kept for the backward": memory.activations,
+        "temporaries of one operator": memory.temporaries,
+        "context and communication buffers": memory.overhead,
+    }
+    worst = max(categories, key=lambda name: categories[name])
+    mesh = " × ".join(f"{axis.name} {axis.size}" for axis in best.sharded.axes) or "one device"
+    return InfeasiblePlanError(
+        f"no plan fits {_size(limit_bytes)} per device: the smallest found needs {_size(memory.peak)} "
+        f"({mesh}; {worst} alone hold {_size(categories[worst])}). "
+        "Use a smaller batch or sequence, more devices, or devices with more memory."
+    )
+
+
+def _size(count: float) -> str:
+    return f"{count / GB:.1f} GB" if count >= GB / 10 else f"{count / 10**6:.1f} MB"

@@ -1,0 +1,147 @@
+"""Peak memory of one device under a plan, by category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from autopar.capture.graph import Graph, Value
+from autopar.planner.operators import PlannedOperator, PlannedType
+from autopar.planner.saved import saved_by
+from autopar.planner.tensors import ParameterGroup, Tensor
+from autopar.shardings.placement import Layout, local_shape
+from autopar.shardings.strategy import Strategy
+from cost_models.device import Device
+from cost_models.dtypes import dtype_bytes
+from cost_models.memory import overhead_bytes
+
+__all__ = [
+    "Memory",
+    "activation_bytes",
+    "device_overhead",
+    "gathered_bytes",
+    "kept_by_operator",
+    "resting_bytes",
+    "temporary_bytes",
+    "value_bytes",
+]
+
+PARAMETER_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 4, 4, 8
+"""Bytes per parameter in float32 with AdamW."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes held by one device at its peak."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    """Parameters gathered for use, and their gradients before they are scattered again."""
+    activations: int
+    """Kept from the forward for the backward."""
+    temporaries: int
+    """Of the operator that needs most beside all that."""
+    overhead: int
+    """Context and communication buffers."""
+
+    @property
+    def peak(self) -> int:
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.gathered
+            + self.activations
+            + self.temporaries
+            + self.overhead
+        )
+
+
+def value_bytes(value: Value, layout: Layout, sizes: tuple[int, ...]) -> int:
+    """Bytes of one rank's piece."""
+    return prod(local_shape(value.shape, layout, sizes)) * dtype_bytes(value.dtype)
+
+
+def resting_bytes(value: Value, layout: Layout, sizes: tuple[int, ...], shard_ways: int) -> float:
+    """Parameter, gradient and optimizer state of one parameter; a buffer is itself."""
+    if not value.requires_grad:
+        return float(value_bytes(value, layout, sizes))
+    elements = prod(local_shape(value.shape, layout, sizes))
+    return (PARAMETER_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES) * elements / shard_ways
+
+
+def kept_by_operator(operator: PlannedOperator, strategy: Strategy, sizes: tuple[int, ...]) -> float:
+    """What autograd keeps of an operator's own making; operands are charged to the tensors they are."""
+    saved = saved_by(operator.call)
+    kept = 0.0
+    if saved.keeps_result:
+        for value, layout in zip(operator.call.results, strategy.results, strict=True):
+            kept += value_bytes(value, layout, sizes) if value is not None else 0
+    if saved.extra_bytes_per_element:
+        shape = local_shape(operator.call.operands[0].shape, strategy.operands[0], sizes)
+        kept += prod(shape) * saved.extra_bytes_per_element
+    return kept
+
+
+def temporary_bytes(
+    types: Mapping[str, PlannedType], strategies: Mapping[tuple[str, str], Strategy], sizes: tuple[int, ...]
+) -> int:
+    """The most that one operator's backward holds: the gradients of what it made and of what it read."""
+
+    def gradients(operator: PlannedOperator, strategy: Strategy) -> int:
+        pairs = [
+            *zip(operator.call.operands, strategy.operands, strict=True),
+            *zip(operator.call.results, strategy.results, strict=True),
+        ]
+        return sum(value_bytes(value, layout, sizes) for value, layout in pairs if value is not None and value.requires_grad)
+
+    return max(
+        (
+            gradients(operator, strategies[name, operator.name])
+            for name, planned in types.items()
+            for operator in planned.operators
+        ),
+        default=0,
+    )
+
+
+def gathered_bytes(
+    graph: Graph, groups: tuple[ParameterGroup, ...], resting: Mapping[str, Layout], sizes: tuple[int, ...]
+) -> int:
+    """Working set of the data-parallel engine: the root's parameters, two blocks, and one block's gradients."""
+    block_types = {call.type for call in graph.calls if call.module}
+    root, by_type = 0, dict.fromkeys(block_types, 0)
+    for group in groups:
+        size = value_bytes(group.value, resting[group.item.name], sizes)
+        owners = {type_name for type_name, _ in group.places}
+        if owners <= block_types and len(owners) == 1:
+            by_type[owners.pop()] += size
+        else:
+            root += size * len(group.names)
+    return 2 * root + 3 * max(by_type.values(), default=0)
+
+
+def activation_bytes(
+    tensors: tuple[Tensor, ...], versions: Mapping[int, tuple[Layout, ...]], sizes: tuple[int, ...]
+) -> float:
+    """Kept versions of tensors; ``versions`` gives, by tensor position, the layouts that its readers want."""
+    return float(
+        sum(
+            tensor.count * value_bytes(tensor.value, layout, sizes)
+            for position, tensor in enumerate(tensors)
+            if tensor.is_kept
+            for layout in versions[position]
+        )
+    )
+
+
+def communicators(axis_count: int) -> int:
+    """Process groups that the program opens: one an axis, and one for the data axes together."""
+    return axis_count + 1 if axis_count else 0
+
+
+def device_overhead(device: Device, axis_count: int) -> int:
+    return overhead_bytes(device, communicators(axis_count))
