@@ -53,7 +53,11 @@ class Site:
 
     def sharding_axes(self, layout: Layout, dims: tuple[int, ...]) -> str:
         """The axes that shard one of ``dims``, as a tuple, outermost first."""
-        found = [a for a, placement in zip(self.axes, layout, strict=True) if placement.is_shard and placement.dim in dims]
+        found = [
+            a
+            for a, placement in zip(self.axes, layout, strict=True)
+            if placement.is_shard and placement.dim in dims
+        ]
         return f"({', '.join(found)},)" if found else ""
 
 
@@ -83,7 +87,9 @@ def _scaled(site: Site, written: str) -> str:
         return written
     ways = prod(
         size
-        for size, factor, placement in zip(site.sizes, site.strategy.factors, site.strategy.results[0], strict=True)
+        for size, factor, placement in zip(
+            site.sizes, site.strategy.factors, site.strategy.results[0], strict=True
+        )
         if factor and placement.kind == "P"
     )
     return f"{written} / {ways}" if ways > 1 else written
@@ -93,7 +99,9 @@ def _plain(site: Site) -> str:
     """``torch.ops.aten.name.overload(...)`` with the captured arguments."""
     name, overload = target_parts(site.call.operator.target)
     arguments = [site.text(argument) for argument in site.call.operator.arguments]
-    arguments += [f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None]
+    arguments += [
+        f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None
+    ]
     return f"torch.ops.aten.{name}.{overload}({', '.join(arguments)})"
 
 
@@ -120,7 +128,9 @@ def _function(prefix: str) -> Writer:
 
     def write(site: Site) -> str:
         arguments = [site.text(argument) for argument in site.call.operator.arguments]
-        arguments += [f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None]
+        arguments += [
+            f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None
+        ]
         return f"{prefix}({', '.join(arguments)})"
 
     return write
@@ -131,7 +141,9 @@ def _method(name: str) -> Writer:
 
     def write(site: Site) -> str:
         first, *rest = (site.text(argument) for argument in site.call.operator.arguments)
-        rest += [f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None]
+        rest += [
+            f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None
+        ]
         return f"{first}.{name}({', '.join(rest)})"
 
     return write
@@ -164,7 +176,11 @@ def _slice(site: Site) -> str:
     last = first + kept[dim]
     window = f"{first or ''}:{last if last < local[dim] else ''}"
     trailing = len(shape) - dim - 1
-    where = ", ".join([":"] * dim + [window]) if dim <= trailing else ", ".join(["...", window] + [":"] * trailing)
+    where = (
+        ", ".join([":"] * dim + [window])
+        if dim <= trailing
+        else ", ".join(["...", window] + [":"] * trailing)
+    )
     return f"{site.operand(0)}[{where}]"
 
 
@@ -229,7 +245,13 @@ def _attention(site: Site) -> str:
         "scale": site.argument(6, "scale"),
         "enable_gqa": site.argument(7, "enable_gqa", False),
     }
-    defaults = {"attn_mask": "None", "dropout_p": "0.0", "is_causal": "False", "scale": "None", "enable_gqa": "False"}
+    defaults = {
+        "attn_mask": "None",
+        "dropout_p": "0.0",
+        "is_causal": "False",
+        "scale": "None",
+        "enable_gqa": "False",
+    }
     operands = [site.text(argument) for argument in site.call.operator.arguments[:3]]
     axes = _query_axes(site)
     written = [*operands, *([f"query_axes={axes}"] if axes else [])]
@@ -302,12 +324,40 @@ def _factory(name: str) -> Writer:
     return write
 
 
-_RESHAPES = "view reshape _unsafe_view flatten unflatten unsqueeze squeeze".split()
-_FUNCTIONAL = "gelu silu relu leaky_relu softplus mish hardtanh hardswish dropout".split()
-_METHODS = (
-    "transpose t permute contiguous tanh sigmoid exp log sqrt rsqrt reciprocal sin cos abs erf clone detach cumsum "
-    "masked_fill clamp unbind logsumexp amax amin argmax square sum mean softmax log_softmax"
-).split()
+_RESHAPES = ["view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"]
+_FUNCTIONAL = ["gelu", "silu", "relu", "leaky_relu", "softplus", "mish", "hardtanh", "hardswish", "dropout"]
+_METHODS = [
+    "transpose",
+    "t",
+    "permute",
+    "contiguous",
+    "tanh",
+    "sigmoid",
+    "exp",
+    "log",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "sin",
+    "cos",
+    "abs",
+    "erf",
+    "clone",
+    "detach",
+    "cumsum",
+    "masked_fill",
+    "clamp",
+    "unbind",
+    "logsumexp",
+    "amax",
+    "amin",
+    "argmax",
+    "square",
+    "sum",
+    "mean",
+    "softmax",
+    "log_softmax",
+]
 _INFIX = {
     "add.Tensor": "+",
     "sub.Tensor": "-",
@@ -345,7 +395,10 @@ _WRITERS: dict[str, Writer] = {
     **dict.fromkeys(_RESHAPES, _reshape),
     **{name: _function(f"F.{name}") for name in _FUNCTIONAL},
     **{name: _method(name) for name in _METHODS},
-    **{name: _function(f"torch.{name}") for name in ("cat", "stack", "where", "outer", "maximum", "minimum", "bmm")},
+    **{
+        name: _function(f"torch.{name}")
+        for name in ("cat", "stack", "where", "outer", "maximum", "minimum", "bmm")
+    },
     **{name: _factory(name) for name in ("arange", "zeros", "ones", "full", "tril", "triu", "empty")},
     "neg": _negate,
     "expand": _expand,

@@ -135,7 +135,9 @@ class _Root:
             return self.sharded.boundaries[segment.name, name]
         for operator in segment.operators:
             if name in operator.results:
-                return self.sharded.strategies[segment.name, operator.name].results[operator.results.index(name)]
+                return self.sharded.strategies[segment.name, operator.name].results[
+                    operator.results.index(name)
+                ]
         return (REPLICATE,) * len(self.sharded.axes)
 
     def _inline(self, call: SegmentCall) -> None:
@@ -148,7 +150,9 @@ class _Root:
     def _call(self, call: SegmentCall) -> None:
         arguments = ", ".join(self._arguments(call).values())
         names = [self.scope.fresh(name) for name in call.results]
-        self.scope.lines.append(Line(f"{', '.join(names)} = {attribute('self', call.module)}({arguments})", self._note(call)))
+        self.scope.lines.append(
+            Line(f"{', '.join(names)} = {attribute('self', call.module)}({arguments})", self._note(call))
+        )
         for position, (outside, name) in enumerate(zip(call.results, names, strict=True)):
             self._bind(outside, self._result_layout(call, position), name)
 
@@ -156,7 +160,9 @@ class _Root:
         shapes = []
         for position, name in enumerate(self.types[call.type].outputs):
             value = self.types[call.type].values[name]
-            shapes.append(str(list(local_shape(value.shape, self._result_layout(call, position), self.sharded.sizes))))
+            shapes.append(
+                str(list(local_shape(value.shape, self._result_layout(call, position), self.sharded.sizes)))
+            )
         return ", ".join(shapes)
 
     def _run(self, calls: list[SegmentCall]) -> list[SegmentCall]:
@@ -215,7 +221,10 @@ class _Root:
         """Blocks of a ModuleList, as far as the parameters tell."""
         indices = {
             int(name.removeprefix(parent + ".").split(".")[0])
-            for name in (*(p.name for p in self.graph.parameters), *(call.module + ".x" for call in self.graph.calls))
+            for name in (
+                *(p.name for p in self.graph.parameters),
+                *(call.module + ".x" for call in self.graph.calls),
+            )
             if name.startswith(parent + ".") and name.removeprefix(parent + ".").split(".")[0].isdigit()
         }
         return max(indices, default=-1) + 1
@@ -252,7 +261,10 @@ def _tables(sharded: ShardedGraph) -> str:
     replicate = [quoted(axis.name) for axis in sharded.axes if axis.kind == "replicate"]
     shard = [quoted(axis.name) for axis in sharded.axes if axis.kind == "shard"]
     lines += [f"REPLICATE_AXES = ({_tuple(replicate)})", f"SHARD_AXES = ({_tuple(shard)})"]
-    lines += ['"""Axes whose ranks hold whole, or sharded, parameters at rest and add up their gradients."""', ""]
+    lines += [
+        '"""Axes whose ranks hold whole, or sharded, parameters at rest and add up their gradients."""',
+        "",
+    ]
     lines += [f"RANDOM_AXES = ({_tuple([quoted(name) for name in _random_axes(sharded)])})"]
     lines += ['"""Axes whose ranks draw different random numbers: every dropout is sharded over them."""', ""]
     lines += ["INPUTS = ["]
@@ -262,12 +274,20 @@ def _tables(sharded: ShardedGraph) -> str:
             f"    Input({quoted(graph_input.path)}, {value.shape}, torch.{identifier(value.dtype)}, "
             f"{quoted(_layout_text(layout, sharded))}),"
         )
-    lines += ["]", '"""The batch: where the caller passes it, its global shape, and the layout that a rank reads."""', ""]
+    lines += [
+        "]",
+        '"""The batch: where the caller passes it, its global shape, and the layout that a rank reads."""',
+        "",
+    ]
     lines += ["PARAMETERS = ["]
     for parameter in sharded.graph.parameters:
         name = parameter.alias_of or parameter.name
         layout = sharded.parameters.get(name, (REPLICATE,) * len(sharded.axes))
-        flags = [f"requires_grad={parameter.requires_grad}"] if not parameter.requires_grad and not parameter.is_buffer else []
+        flags = (
+            [f"requires_grad={parameter.requires_grad}"]
+            if not parameter.requires_grad and not parameter.is_buffer
+            else []
+        )
         flags += ["is_buffer=True"] if parameter.is_buffer else []
         flags += ["is_persistent=False"] if not parameter.is_persistent else []
         flags += [f"alias_of={quoted(parameter.alias_of)}"] if parameter.alias_of else []
@@ -276,7 +296,11 @@ def _tables(sharded: ShardedGraph) -> str:
             f"    Parameter({quoted(parameter.name)}, {parameter.shape}, torch.{identifier(parameter.dtype)}, "
             f"{quoted(_layout_text(layout, sharded))}{rest}),"
         )
-    lines += ["]", '"""Every parameter and buffer, and its layout at rest along the axes that operators shard it over."""', ""]
+    lines += [
+        "]",
+        '"""Every parameter and buffer, and its layout at rest along the axes that operators shard it over."""',
+        "",
+    ]
     lines += [f"OUTPUTS = {quoted(sharded.graph.output_tree)}", '"""How the outputs are packed."""', ""]
     return "\n".join(lines) + "\n"
 
@@ -311,7 +335,9 @@ def _random_axes(sharded: ShardedGraph) -> list[str]:
     if not layouts:
         return [axis.name for axis in sharded.axes if axis.is_data]
     return [
-        axis.name for position, axis in enumerate(sharded.axes) if all(layout[position].is_shard for layout in layouts)
+        axis.name
+        for position, axis in enumerate(sharded.axes)
+        if all(layout[position].is_shard for layout in layouts)
     ]
 
 
@@ -345,4 +371,3 @@ def _forwards(sharded: ShardedGraph) -> str:
         f"    blocks={table},\n)\n\n"
         'if __name__ == "__main__":\n    PROGRAM.main()\n'
     )
-

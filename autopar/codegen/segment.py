@@ -19,7 +19,11 @@ __all__ = ["Scope", "SegmentWriter"]
 
 INLINE_WIDTH = 72
 """Longest expression that is written inside another one."""
-_NEVER_INLINE = ("aten.dropout.default", "aten.scaled_dot_product_attention.default", "aten.cross_entropy_loss.default")
+_NEVER_INLINE = (
+    "aten.dropout.default",
+    "aten.scaled_dot_product_attention.default",
+    "aten.cross_entropy_loss.default",
+)
 _BIASED = ("aten.linear.default", "aten.mm.default")
 
 
@@ -47,7 +51,9 @@ class Scope:
     def shape_note(self, shape: tuple[int, ...], layout: Layout) -> str:
         return str(list(local_shape(shape, layout, self.sharded.sizes)))
 
-    def write_conversion(self, owner: tuple[str, str], shape: tuple[int, ...], source: Layout, target: Layout, expr: str) -> str:
+    def write_conversion(
+        self, owner: tuple[str, str], shape: tuple[int, ...], source: Layout, target: Layout, expr: str
+    ) -> str:
         """Emit the steps from ``source`` to ``target``; returns the name of what they leave."""
         layout, base = source, owner[1]
         for step in self.sharded.steps()[(*owner, target)]:
@@ -113,7 +119,11 @@ class SegmentWriter:
             value = self.segment.values[constant.value]
             name = self.scope.fresh(constant.value)
             data = _numbers(constant.data)
-            self.scope.lines.append(Line(f"{name} = torch.tensor({data}, dtype=torch.{identifier(value.dtype)}, device={self.device})"))
+            self.scope.lines.append(
+                Line(
+                    f"{name} = torch.tensor({data}, dtype=torch.{identifier(value.dtype)}, device={self.device})"
+                )
+            )
             self._bind(constant.value, plain, name)
         for operator in self.segment.operators:
             self._operator(operator)
@@ -131,7 +141,11 @@ class SegmentWriter:
         if (value, wanted) not in self.versions:
             source = self.home[value]
             self.versions[value, wanted] = self.scope.write_conversion(
-                (self.segment.name, value), self.segment.values[value].shape, source, wanted, self.versions[value, source]
+                (self.segment.name, value),
+                self.segment.values[value].shape,
+                source,
+                wanted,
+                self.versions[value, source],
             )
         return self.versions[value, wanted]
 
@@ -145,7 +159,9 @@ class SegmentWriter:
             value.name: self._version(value.name, layout)
             for value, layout in zip(call.operands, strategy.operands, strict=True)
         }
-        site = Site(call, strategy, names, self.device, self.scope.sharded.axis_names, self.scope.sharded.sizes)
+        site = Site(
+            call, strategy, names, self.device, self.scope.sharded.axis_names, self.scope.sharded.sizes
+        )
         text = _with_bias(operator, site, waiting) or expression(site)
         self._note_needs(site)
         if self._may_wait(operator, text):

@@ -20,9 +20,16 @@ GB = 10**9
 
 def check_batch(graph: Graph, pins: Pins) -> None:
     """Pinned data axes must divide the batch, pinned context axes the sequence. Raises ``InfeasiblePlanError``."""
-    ways = {"batch": prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard")), "sequence": pins.sizes.get("cp", 1)}
+    ways = {
+        "batch": prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard")),
+        "sequence": pins.sizes.get("cp", 1),
+    }
     for dim, (what, needed) in enumerate(ways.items()):
-        sizes = {i.value.shape[dim] for i in graph.inputs if len(i.value.shape) > dim and i.value.dtype.startswith("int")}
+        sizes = {
+            i.value.shape[dim]
+            for i in graph.inputs
+            if len(i.value.shape) > dim and i.value.dtype.startswith("int")
+        }
         sizes = sizes or {i.value.shape[dim] for i in graph.inputs if len(i.value.shape) > dim}
         for size in sizes:
             if size % needed:

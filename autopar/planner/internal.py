@@ -14,7 +14,9 @@ __all__ = ["internal_all_reduces"]
 _FLOAT_BYTES, _COUNT_BYTES = 4, 8
 
 
-def internal_all_reduces(call: Call, operands: Sequence[Layout], sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+def internal_all_reduces(
+    call: Call, operands: Sequence[Layout], sizes: tuple[int, ...]
+) -> list[tuple[int, int]]:
     """(axis, bytes) of every all-reduce inside the operator.
 
     Cross-entropy over sharded classes reduces a maximum, a sum and the target's logit per row; over sharded

@@ -96,7 +96,11 @@ def temporary_bytes(
             *zip(operator.call.operands, strategy.operands, strict=True),
             *zip(operator.call.results, strategy.results, strict=True),
         ]
-        return sum(value_bytes(value, layout, sizes) for value, layout in pairs if value is not None and value.requires_grad)
+        return sum(
+            value_bytes(value, layout, sizes)
+            for value, layout in pairs
+            if value is not None and value.requires_grad
+        )
 
     return max(
         (

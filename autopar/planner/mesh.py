@@ -14,7 +14,7 @@ from itertools import product
 from autopar.errors import PinError
 from autopar.planner.pins import Pins
 
-__all__ = ["MeshAxis", "candidate_meshes"]
+__all__ = ["KINDS", "MODEL", "REPLICATE", "SHARD", "MeshAxis", "candidate_meshes"]
 
 MODEL, REPLICATE, SHARD = "model", "replicate", "shard"
 
@@ -36,7 +36,7 @@ class MeshAxis:
 
 _ROLE_KINDS = {"dp_replicate": (REPLICATE,), "dp_shard": (SHARD,), "cp": (REPLICATE, SHARD), "tp": (MODEL,)}
 _ROLE_ORDER = ("dp_replicate", "dp_shard", "cp", "tp")
-_KINDS = (REPLICATE, SHARD, MODEL)
+KINDS = (REPLICATE, SHARD, MODEL)
 
 
 def candidate_meshes(devices: int, pins: Pins, max_free_axes: int = 2) -> Iterator[tuple[MeshAxis, ...]]:
@@ -74,10 +74,10 @@ def _kinds_of(role: str, pins: Pins) -> tuple[str, ...]:
 
 def _free_kinds(pins: Pins) -> tuple[str, ...]:
     """Kinds of the axes that no pin names; a pinned role is not free to appear a second time."""
-    kinds = [kind for kind in _KINDS if kind != MODEL or "tp" not in pins.sizes]
-    if "dp_replicate" in pins.sizes and "cp" in pins.sizes or pins.zero == 3:
+    kinds = [kind for kind in KINDS if kind != MODEL or "tp" not in pins.sizes]
+    if ("dp_replicate" in pins.sizes and "cp" in pins.sizes) or pins.zero == 3:
         kinds = [kind for kind in kinds if kind != REPLICATE]
-    if "dp_shard" in pins.sizes and "cp" in pins.sizes or pins.zero == 0:
+    if ("dp_shard" in pins.sizes and "cp" in pins.sizes) or pins.zero == 0:
         kinds = [kind for kind in kinds if kind != SHARD]
     return tuple(kinds)
 

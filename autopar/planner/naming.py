@@ -21,13 +21,13 @@ def axis_names(
     names: list[str] = []
     for position, axis in enumerate(axes):
         name = axis.role or _found_role(types, decisions, position, axis)
-        names.append(name if name not in names else f"{name}_{1 + sum(n.split('_2')[0] == name for n in names)}")
+        names.append(
+            name if name not in names else f"{name}_{1 + sum(n.split('_2')[0] == name for n in names)}"
+        )
     return tuple(names)
 
 
-def _found_role(
-    types: Mapping[str, PlannedType], decisions: Decisions, position: int, axis: MeshAxis
-) -> str:
+def _found_role(types: Mapping[str, PlannedType], decisions: Decisions, position: int, axis: MeshAxis) -> str:
     votes: Counter[str] = Counter()
     for name, planned in types.items():
         for operator in planned.operators:

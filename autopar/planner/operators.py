@@ -44,7 +44,9 @@ def planned_types(graph: Graph) -> dict[str, PlannedType]:
     """Every segment type of a graph with its operators' rules applied."""
     ruled = {segment.name: _ruled(segment) for segment in graph.types}
     labels = labels_by_type(graph, ruled)
-    return {segment.name: _planned(segment, ruled[segment.name], labels[segment.name]) for segment in graph.types}
+    return {
+        segment.name: _planned(segment, ruled[segment.name], labels[segment.name]) for segment in graph.types
+    }
 
 
 def _ruled(segment: SegmentType) -> list[tuple[Call, Loops | None]]:

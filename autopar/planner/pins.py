@@ -11,7 +11,12 @@ from autopar.errors import PinError
 __all__ = ["Pins", "parse_pins"]
 
 ROLES = ("dp_replicate", "dp_shard", "cp", "tp")
-_LATER = {"pp": "pipeline stages", "ep": "expert parallelism", "schedule": "pipeline schedules", "chunks": "schedules"}
+_LATER = {
+    "pp": "pipeline stages",
+    "ep": "expert parallelism",
+    "schedule": "pipeline schedules",
+    "chunks": "schedules",
+}
 _KEYS = (*ROLES, "zero", "recompute", "microbatch")
 
 
@@ -59,7 +64,9 @@ def _positive(key: str, value: str) -> int:
 
 def _zero(value: str) -> int:
     if value not in ("0", "3"):
-        raise PinError(f"pin zero={value}: 0 (replicated) and 3 (sharded at rest) are supported; 1 and 2 are not yet")
+        raise PinError(
+            f"pin zero={value}: 0 (replicated) and 3 (sharded at rest) are supported; 1 and 2 are not yet"
+        )
     return int(value)
 
 

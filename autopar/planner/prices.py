@@ -62,14 +62,25 @@ class Prices:
 
     def operator(self, call: Call, operands: Sequence[Layout], results: Sequence[Layout]) -> OperatorPrice:
         """Forward and backward seconds of a call whose operands and results have these layouts."""
-        reads = tuple(local_shape(v.shape, layout, self.sizes) for v, layout in zip(call.operands, operands, strict=True))
+        reads = tuple(
+            local_shape(v.shape, layout, self.sizes)
+            for v, layout in zip(call.operands, operands, strict=True)
+        )
         makes = tuple(
             local_shape(v.shape, layout, self.sizes) if v is not None else ()
             for v, layout in zip(call.results, results, strict=True)
         )
         gradients = tuple(value.requires_grad for value in call.operands)
         literals = tuple(argument for argument in call.operator.arguments if not isinstance(argument, Ref))
-        key = (call.operator.target, literals, call.result.dtype, reads, makes, gradients, tuple(operands[:1]))
+        key = (
+            call.operator.target,
+            literals,
+            call.result.dtype,
+            reads,
+            makes,
+            gradients,
+            tuple(operands[:1]),
+        )
         if key not in self._operators:
             forward, backward = works(call, reads, makes)
             inside = sum(
@@ -98,7 +109,9 @@ class Prices:
         Paths may lead through a shard of any dim, so that they do not depend on who asks.
         """
         shards = {placement for layout in layouts for placement in layout if placement.is_shard}
-        shards |= {shard(dim) for dim, size in enumerate(value.shape) if any(size % n == 0 for n in self.sizes)}
+        shards |= {
+            shard(dim) for dim, size in enumerate(value.shape) if any(size % n == 0 for n in self.sizes)
+        }
         key = (value.shape, value.dtype, value.requires_grad, frozenset(shards))
         if key not in self._tables:
             self._tables[key] = conversion_table(

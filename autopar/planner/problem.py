@@ -34,7 +34,9 @@ def _fan(tensor: Tensor, space: Space, position: dict[Item, int]) -> Fan:
     made = [candidate.results[tensor.result] for candidate in space.items[tensor.producer]]
     wants = [[candidate.operands[use.position] for candidate in space.items[use.item]] for use in tensor.uses]
     produced = {layout: index for index, layout in enumerate(dict.fromkeys(made))}
-    wanted = {layout: index for index, layout in enumerate(dict.fromkeys(w for layouts in wants for w in layouts))}
+    wanted = {
+        layout: index for index, layout in enumerate(dict.fromkeys(w for layouts in wants for w in layouts))
+    }
     rows, columns = [table.index(layout) for layout in produced], [table.index(layout) for layout in wanted]
     kept = tensor.count if tensor.is_kept else 0
     sizes = space.prices.sizes

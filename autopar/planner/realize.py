@@ -65,9 +65,7 @@ def realize(
 
     Raises ``PlanError`` naming the operator, parameter or input whose decision is impossible.
     """
-    axes = tuple(
-        NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True)
-    )
+    axes = tuple(NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True))
     strategies = _strategies(types, names, decisions, prices)
     tensors = tensors_of(graph)
     conversions = tuple(_conversions(tensors, strategies, decisions, prices, names))
@@ -88,7 +86,10 @@ def realize(
     return Realized(
         sharded,
         operators,
-        {g.item.name: len(g.names) * prices.upkeep_s(g.value, decisions.parameters[g.item.name]) for g in groups},
+        {
+            g.item.name: len(g.names) * prices.upkeep_s(g.value, decisions.parameters[g.item.name])
+            for g in groups
+        },
         sum(len(g.names) * prices.traffic_s(g.value, decisions.parameters[g.item.name]) for g in groups),
         sum(counts[type_name] * price.seconds for (type_name, _), price in operators.items()),
         sum(conversion.seconds for conversion in conversions),
@@ -122,7 +123,9 @@ def _strategy(
     if not divides(operator.call, strategy, prices.sizes):
         shapes = ", ".join(f"{value.name} {list(value.shape)}" for value in operator.call.operands)
         sizes = ", ".join(f"{axis}={size}" for axis, size in zip(names, prices.sizes, strict=True))
-        raise PlanError(f"{where} cannot shard {'/'.join(wanted)}: {shapes} do not divide evenly over {sizes}.")
+        raise PlanError(
+            f"{where} cannot shard {'/'.join(wanted)}: {shapes} do not divide evenly over {sizes}."
+        )
     return strategy
 
 
@@ -223,4 +226,6 @@ def _conversion(
             f"{format_layout(target, names)}. Choose strategies that agree."
         )
     steps = tuple(table.path(source, target))
-    return Conversion(tensor.value, tensor.members, source, target, steps, tensor.count, tensor.count * seconds)
+    return Conversion(
+        tensor.value, tensor.members, source, target, steps, tensor.count, tensor.count * seconds
+    )

@@ -29,7 +29,7 @@ def allowed_choices(operator: PlannedOperator, axis: MeshAxis, labels: Labels) -
 def does_main_work(operator: PlannedOperator) -> bool:
     """True for products with a weight, and attention: what the devices are there for."""
     family = family_of(operator.call)
-    return family == "attention" or family == "matmul" and bool(operator.parameters)
+    return family == "attention" or (family == "matmul" and bool(operator.parameters))
 
 
 def _without_idling(operator: PlannedOperator, choices: tuple[AxisChoice, ...]) -> tuple[AxisChoice, ...]:

@@ -55,7 +55,20 @@ def saved_by(call: Call) -> Saved:
     return Saved(activations, keeps_result=name not in _POINTWISE_OF_INPUT)
 
 
-_POINTWISE_OF_INPUT = ("gelu", "silu", "pow", "sin", "cos", "abs", "erf", "log", "softplus", "mish", "square", "mse_loss")
+_POINTWISE_OF_INPUT = (
+    "gelu",
+    "silu",
+    "pow",
+    "sin",
+    "cos",
+    "abs",
+    "erf",
+    "log",
+    "softplus",
+    "mish",
+    "square",
+    "mse_loss",
+)
 
 
 def _gradient_partners(call: Call) -> frozenset[int]:

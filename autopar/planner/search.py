@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from autopar.capture.biases import without_biases
 from autopar.capture.graph import Graph
 from autopar.errors import InfeasiblePlanError
-from autopar.planner.decisions import Decisions, decisions_of
+from autopar.planner.decisions import decisions_of
 from autopar.planner.diagnosis import check_batch, check_idle, nothing_fits
 from autopar.planner.memory import device_overhead
-from autopar.planner.mesh import MeshAxis, candidate_meshes
+from autopar.planner.mesh import candidate_meshes
 from autopar.planner.naming import axis_names
 from autopar.planner.operators import PlannedType, planned_types
 from autopar.planner.pins import Pins
@@ -141,13 +141,3 @@ def _tried(model: Model, space: Space, solution: Solution) -> Tried:
             f"the plan costs {realized.objective_s} s, the solver says {solution.cost} s"
         )
     return Tried(realized, solution, step_s(realized, space.prices))
-
-
-def replay(
-    graph: Graph, axes: tuple[MeshAxis, ...], names: tuple[str, ...], decisions: Decisions, cluster: Cluster
-) -> tuple[Realized, float]:
-    """Layouts, prices and step time of decisions that a plan already holds."""
-    model = Model.of(graph)
-    prices = Prices(cluster, axes)
-    realized = realize(model.graph, model.types, names, decisions, prices)
-    return realized, step_s(realized, prices)

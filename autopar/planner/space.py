@@ -65,7 +65,9 @@ def search_space(graph: Graph, types: Mapping[str, PlannedType], prices: Prices)
             )
     for graph_input in graph.inputs:
         layouts = _all_layouts(graph_input.value.shape, prices)
-        items[Item("input", "", graph_input.value.name)] = tuple(Candidate((), (layout,), 0.0, 0.0) for layout in layouts)
+        items[Item("input", "", graph_input.value.name)] = tuple(
+            Candidate((), (layout,), 0.0, 0.0) for layout in layouts
+        )
     for name in graph.outputs:
         items[Item("output", "", name)] = (Candidate(((REPLICATE,) * len(prices.axes),), (), 0.0, 0.0),)
     uses = {tensor.producer: tensor for tensor in tensors}
@@ -87,7 +89,9 @@ def _operator_candidates(
     for strategy in found:
         seconds = prices.operator(operator.call, strategy.operands, strategy.results).seconds
         kept = kept_by_operator(operator, strategy, prices.sizes)
-        candidates.append(Candidate(strategy.operands, strategy.results, count * seconds, count * kept, strategy))
+        candidates.append(
+            Candidate(strategy.operands, strategy.results, count * seconds, count * kept, strategy)
+        )
     return tuple(candidates)
 
 

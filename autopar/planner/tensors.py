@@ -125,7 +125,9 @@ def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
     made = {name: (Item("boundary", segment.name, name), 0) for name in segment.inputs}
     for operator in segment.operators:
         item = Item("operator", segment.name, operator.name)
-        made.update({name: (item, position) for position, name in enumerate(operator.results) if name is not None})
+        made.update(
+            {name: (item, position) for position, name in enumerate(operator.results) if name is not None}
+        )
     return made
 
 
@@ -142,7 +144,9 @@ def tensors_of(graph: Graph) -> tuple[Tensor, ...]:
                 members = ((segment.name, name),)
                 tensors.append(Tensor(value, item, result, tuple(uses[name]), count, members, name in kept))
     for group in parameter_groups(graph):
-        uses = tuple(use for type_name, name in group.places for use in _uses_within(types[type_name]).get(name, ()))
+        uses = tuple(
+            use for type_name, name in group.places for use in _uses_within(types[type_name]).get(name, ())
+        )
         tensors.append(Tensor(group.value, group.item, 0, uses, group.uses_per_step, group.places))
     return (*tensors, *_outer_tensors(graph, types))
 
@@ -166,6 +170,8 @@ def _outer_tensors(graph: Graph, types: dict[str, SegmentType]) -> list[Tensor]:
     for name, uses in used.items():
         alike.setdefault((*made[name], tuple(uses)), []).append(name)
     return [
-        Tensor(graph.values[names[0]], producer, result, uses, len(names), tuple(("", name) for name in names))
+        Tensor(
+            graph.values[names[0]], producer, result, uses, len(names), tuple(("", name) for name in names)
+        )
         for (producer, result, uses), names in alike.items()
     ]

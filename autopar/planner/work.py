@@ -76,7 +76,9 @@ def works(call: Call, operands: Sequence[Shape], results: Sequence[Shape]) -> tu
     dtype = call.result.dtype
     read = sum(_bytes(shape, value.dtype) for shape, value in zip(operands, call.operands, strict=True))
     written = sum(
-        _bytes(shape, value.dtype) for shape, value in zip(results, call.results, strict=True) if value is not None
+        _bytes(shape, value.dtype)
+        for shape, value in zip(results, call.results, strict=True)
+        if value is not None
     )
     if family == "free":
         free = Work("free", 0.0, 0.0, 0.0, dtype)
@@ -92,7 +94,11 @@ def works(call: Call, operands: Sequence[Shape], results: Sequence[Shape]) -> tu
         forward = Work(family, 5.0 * rows, rows, rows, dtype)
     if not any(needs_gradient):
         return forward, None
-    backward_family = {"norm": "norm_backward", "embedding": "embedding_backward", "cross_entropy": "cross_entropy_backward"}
+    backward_family = {
+        "norm": "norm_backward",
+        "embedding": "embedding_backward",
+        "cross_entropy": "cross_entropy_backward",
+    }
     return forward, Work(backward_family.get(family, family), forward.flops, *_backward_bytes(forward), dtype)
 
 
@@ -102,7 +108,13 @@ def _backward_bytes(forward: Work) -> tuple[float, float]:
 
 
 def _matmul_works(
-    call: Call, operands: Sequence[Shape], results: Sequence[Shape], dtype: str, read: float, written: float, gradients: int
+    call: Call,
+    operands: Sequence[Shape],
+    results: Sequence[Shape],
+    dtype: str,
+    read: float,
+    written: float,
+    gradients: int,
 ) -> tuple[Work, Work | None]:
     m, n, k, batch = _product(call, operands, results)
     flops = 2.0 * batch * m * n * k
@@ -110,7 +122,16 @@ def _matmul_works(
     if not gradients:
         return forward, None
     backward = Work(
-        "matmul", gradients * flops, gradients * read, gradients * written, dtype, gradients, m, n, k, gradients * batch
+        "matmul",
+        gradients * flops,
+        gradients * read,
+        gradients * written,
+        dtype,
+        gradients,
+        m,
+        n,
+        k,
+        gradients * batch,
     )
     return forward, backward
 

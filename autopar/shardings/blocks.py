@@ -24,7 +24,9 @@ BlockTable = dict[Place, frozenset[int]]
 OneOperator = tuple[Call, Loops | None]
 
 
-def _holders(value_names: Sequence[str | None], dims_of: Sequence[tuple[Dim, ...]], factor: str) -> list[tuple[Place, int]]:
+def _holders(
+    value_names: Sequence[str | None], dims_of: Sequence[tuple[Dim, ...]], factor: str
+) -> list[tuple[Place, int]]:
     """Every place that holds a factor, with the blocks it holds it in."""
     found = []
     for name, dims in zip(value_names, dims_of, strict=False):
@@ -43,7 +45,9 @@ def _result_holders(call: Call, loops: Loops, factor: str) -> list[tuple[Place, 
     return _holders(call.operator.results, loops.results, factor)
 
 
-def without_idle_factors(operators: Sequence[OneOperator], sources: set[str], sinks: set[str]) -> list[OneOperator]:
+def without_idle_factors(
+    operators: Sequence[OneOperator], sources: set[str], sinks: set[str]
+) -> list[OneOperator]:
     """The same loops, where views keep a blocked factor only if both ends of it do work.
 
     ``sources`` (inputs, parameters) may be sharded in any way, ``sinks`` (outputs) are wanted in any way.

@@ -77,7 +77,8 @@ def _is_innermost(layout: Layout, axis: int) -> bool:
     """True when no later axis cuts the same level of the same dim: only then is the step a plain collective."""
     mine = layout[axis]
     return not any(
-        other.is_shard and (other.dim, other.blocks) == (mine.dim, mine.blocks) for other in layout[axis + 1 :]
+        other.is_shard and (other.dim, other.blocks) == (mine.dim, mine.blocks)
+        for other in layout[axis + 1 :]
     )
 
 
@@ -160,7 +161,9 @@ def conversion_table(
     """All cheapest conversions among the legal layouts made of ``shards``, replication and partial sums."""
     gradient_partial = [REPLICATE_PARTIAL] if requires_grad else []
     alphabet = (REPLICATE, *gradient_partial, PARTIAL, *sorted(shards, key=str))
-    layouts = tuple(layout for layout in product(alphabet, repeat=len(sizes)) if is_legal(shape, layout, sizes))
+    layouts = tuple(
+        layout for layout in product(alphabet, repeat=len(sizes)) if is_legal(shape, layout, sizes)
+    )
     index = {layout: position for position, layout in enumerate(layouts)}
     count = len(layouts)
     seconds = np.full((count, count), np.inf)

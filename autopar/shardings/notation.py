@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from autopar.shardings.loops import Dim, DimFactor, Loops
 
@@ -27,7 +27,7 @@ class Notation:
     whole: frozenset[str]
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_notation(text: str) -> Notation:
     left, _, right = text.partition("->")
     whole = {word.strip("[]") for word in text.replace(",", " ").split() if word.startswith("[")}
@@ -65,7 +65,9 @@ def loops_of_text(
         operands=tuple(
             _dims(names, shape, sizes) for names, (_, shape) in zip(named_operands, operands, strict=True)
         ),
-        results=tuple(_dims(names, shape, sizes) for names, shape in zip(named_results, results, strict=True)),
+        results=tuple(
+            _dims(names, shape, sizes) for names, shape in zip(named_results, results, strict=True)
+        ),
         whole=frozenset(whole),
         **properties,  # type: ignore[arg-type]
     )
@@ -85,7 +87,9 @@ def _name_dims(names: tuple[str, ...], shape: Shape) -> tuple[str, ...]:
         count = len(shape) - (len(names) - 1)
         names = (*names[:at], *(f"…{count - i}" for i in range(count)), *names[at + 1 :])
     if len(names) != len(shape):
-        raise ValueError(f"the rule names {len(names)} dims ({' '.join(names)}), the tensor has shape {shape}")
+        raise ValueError(
+            f"the rule names {len(names)} dims ({' '.join(names)}), the tensor has shape {shape}"
+        )
     return names
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import prod
 
 __all__ = [
@@ -71,7 +71,7 @@ Layout = tuple[Placement, ...]
 _SHARD = re.compile(r"S\((\d+)\)(?:x(\d+))?")
 
 
-@lru_cache(maxsize=None)
+@cache
 def shard(dim: int, blocks: int = 1) -> Placement:
     """``S(dim)``, in blocks where asked."""
     return Placement("S", dim, blocks)
@@ -98,7 +98,9 @@ def parse_layout(text: str, axes: tuple[str, ...]) -> Layout:
     for item in text.split():
         axis, _, placement = item.partition(":")
         if axis not in axes:
-            raise ValueError(f"layout '{text}' names the axis '{axis}'; the mesh has {', '.join(axes) or 'none'}")
+            raise ValueError(
+                f"layout '{text}' names the axis '{axis}'; the mesh has {', '.join(axes) or 'none'}"
+            )
         named[axis] = parse_placement(placement)
     return tuple(named.get(axis, REPLICATE) for axis in axes)
 

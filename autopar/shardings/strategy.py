@@ -27,7 +27,17 @@ from autopar.shardings.placement import (
     without_gradient,
 )
 
-__all__ = ["GRADIENT", "NONE", "SUM", "AxisChoice", "Strategy", "axis_choices", "combined", "divides", "strategies"]
+__all__ = [
+    "GRADIENT",
+    "NONE",
+    "SUM",
+    "AxisChoice",
+    "Strategy",
+    "axis_choices",
+    "combined",
+    "divides",
+    "strategies",
+]
 
 NONE, GRADIENT, SUM = "-", "grad", "sum"
 
@@ -114,7 +124,9 @@ def _legal(shape: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> bo
     return is_legal(shape, layout, sizes)
 
 
-def strategies(call: Call, choices: tuple[tuple[AxisChoice, ...], ...], sizes: tuple[int, ...]) -> Iterator[Strategy]:
+def strategies(
+    call: Call, choices: tuple[tuple[AxisChoice, ...], ...], sizes: tuple[int, ...]
+) -> Iterator[Strategy]:
     """All combinations of per-axis choices that divide every tensor evenly, without repetitions."""
     seen = set()
     for combination in product(*choices):
@@ -128,7 +140,9 @@ def strategies(call: Call, choices: tuple[tuple[AxisChoice, ...], ...], sizes: t
 def combined(call: Call, combination: tuple[AxisChoice, ...]) -> Strategy:
     """The strategy that makes one choice on each axis."""
 
-    def layouts_of(values: tuple[Value | None, ...], placements: Sequence[Sequence[Placement]]) -> tuple[Layout, ...]:
+    def layouts_of(
+        values: tuple[Value | None, ...], placements: Sequence[Sequence[Placement]]
+    ) -> tuple[Layout, ...]:
         return tuple(
             layout if value is None or value.requires_grad else without_gradient(layout)
             for value, layout in zip(values, _transposed(placements, len(values)), strict=True)
@@ -152,5 +166,6 @@ def divides(call: Call, strategy: Strategy, sizes: tuple[int, ...]) -> bool:
     values = (*call.operands, *call.results)
     layouts = (*strategy.operands, *strategy.results)
     return all(
-        value is None or _legal(value.shape, layout, sizes) for value, layout in zip(values, layouts, strict=True)
+        value is None or _legal(value.shape, layout, sizes)
+        for value, layout in zip(values, layouts, strict=True)
     )

@@ -13,7 +13,9 @@ __all__ = ["Rule", "rule"]
 Rule = Callable[[Call], Loops | None]
 
 
-def rule(text: str, *, keywords: tuple[str, ...] = (), linear: tuple[int, ...] = (), **properties: object) -> Rule:
+def rule(
+    text: str, *, keywords: tuple[str, ...] = (), linear: tuple[int, ...] = (), **properties: object
+) -> Rule:
     """A rule in the notation of :mod:`autopar.shardings.notation`.
 
     ``keywords`` names the positional arguments that callers may also pass by name; ``linear`` lists operands

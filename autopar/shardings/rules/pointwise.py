@@ -53,22 +53,100 @@ _SUMS = ("add.Tensor", "sub.Tensor")
 _PRODUCTS = ("mul.Tensor", "mul.Scalar")
 _QUOTIENTS = ("div.Tensor", "div.Scalar")
 _LINEAR = ("neg.default", "to.dtype", "to.device", "to.dtype_layout", "clone.default", "contiguous.default")
-_ALIASES = ("alias.default", "detach.default", "_to_copy.default", "lift_fresh_copy.default", "positive.default")
-_NONLINEAR = (
-    "relu.default gelu.default silu.default tanh.default sigmoid.default exp.default log.default log1p.default "
-    "sqrt.default rsqrt.default reciprocal.default sin.default cos.default abs.default erf.default sign.default "
-    "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar square.default softplus.default leaky_relu.default elu.default "
-    "hardtanh.default hardswish.default hardsigmoid.default mish.default log_sigmoid.default relu6.default "
-    "clamp.default clamp_min.default clamp_max.default maximum.default minimum.default floor.default ceil.default "
-    "round.default remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor floor_divide.default "
-    "add.Scalar sub.Scalar rsub.Scalar rsub.Tensor eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar "
-    "le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar logical_and.default logical_or.default "
-    "logical_not.default logical_xor.default bitwise_and.Tensor bitwise_or.Tensor bitwise_not.default "
-    "__and__.Tensor __or__.Tensor isnan.default isinf.default where.self where.ScalarOther where.ScalarSelf "
-    "masked_fill.Scalar masked_fill.Tensor zeros_like.default ones_like.default full_like.default "
-    "dropout.default lerp.Scalar lerp.Tensor addcmul.default addcdiv.default atan2.default "
-    "div.Tensor_mode div.Scalar_mode"
-).split()
+_ALIASES = (
+    "alias.default",
+    "detach.default",
+    "_to_copy.default",
+    "lift_fresh_copy.default",
+    "positive.default",
+)
+_NONLINEAR = [
+    "relu.default",
+    "gelu.default",
+    "silu.default",
+    "tanh.default",
+    "sigmoid.default",
+    "exp.default",
+    "log.default",
+    "log1p.default",
+    "sqrt.default",
+    "rsqrt.default",
+    "reciprocal.default",
+    "sin.default",
+    "cos.default",
+    "abs.default",
+    "erf.default",
+    "sign.default",
+    "pow.Tensor_Scalar",
+    "pow.Tensor_Tensor",
+    "pow.Scalar",
+    "square.default",
+    "softplus.default",
+    "leaky_relu.default",
+    "elu.default",
+    "hardtanh.default",
+    "hardswish.default",
+    "hardsigmoid.default",
+    "mish.default",
+    "log_sigmoid.default",
+    "relu6.default",
+    "clamp.default",
+    "clamp_min.default",
+    "clamp_max.default",
+    "maximum.default",
+    "minimum.default",
+    "floor.default",
+    "ceil.default",
+    "round.default",
+    "remainder.Scalar",
+    "remainder.Tensor",
+    "fmod.Scalar",
+    "fmod.Tensor",
+    "floor_divide.default",
+    "add.Scalar",
+    "sub.Scalar",
+    "rsub.Scalar",
+    "rsub.Tensor",
+    "eq.Tensor",
+    "eq.Scalar",
+    "ne.Tensor",
+    "ne.Scalar",
+    "lt.Tensor",
+    "lt.Scalar",
+    "le.Tensor",
+    "le.Scalar",
+    "gt.Tensor",
+    "gt.Scalar",
+    "ge.Tensor",
+    "ge.Scalar",
+    "logical_and.default",
+    "logical_or.default",
+    "logical_not.default",
+    "logical_xor.default",
+    "bitwise_and.Tensor",
+    "bitwise_or.Tensor",
+    "bitwise_not.default",
+    "__and__.Tensor",
+    "__or__.Tensor",
+    "isnan.default",
+    "isinf.default",
+    "where.self",
+    "where.ScalarOther",
+    "where.ScalarSelf",
+    "masked_fill.Scalar",
+    "masked_fill.Tensor",
+    "zeros_like.default",
+    "ones_like.default",
+    "full_like.default",
+    "dropout.default",
+    "lerp.Scalar",
+    "lerp.Tensor",
+    "addcmul.default",
+    "addcdiv.default",
+    "atan2.default",
+    "div.Tensor_mode",
+    "div.Scalar_mode",
+]
 
 POINTWISE: dict[str, str] = {
     **dict.fromkeys(_SUMS, "sum"),

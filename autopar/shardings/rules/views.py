@@ -16,7 +16,9 @@ __all__ = ["RULES", "reshape_dims"]
 Shape = tuple[int, ...]
 
 
-def _moves(operands: tuple[tuple[Dim, ...], ...], results: tuple[tuple[Dim, ...], ...], together: bool = False) -> Loops:
+def _moves(
+    operands: tuple[tuple[Dim, ...], ...], results: tuple[tuple[Dim, ...], ...], together: bool = False
+) -> Loops:
     sets = (frozenset(range(len(operands))),) if together else (frozenset([0]),)
     return Loops(operands, results, linear=sets if operands else (), is_heavy=False)
 
@@ -89,7 +91,11 @@ def _t(call: Call) -> Loops:
 def _permute(call: Call) -> Loops:
     dims = _plain(len(call.operands[0].shape))
     order = call.argument(1, "dims", ())
-    moved = tuple(dims[axis % len(dims)] for axis in order if isinstance(axis, int)) if isinstance(order, tuple) else ()
+    moved = (
+        tuple(dims[axis % len(dims)] for axis in order if isinstance(axis, int))
+        if isinstance(order, tuple)
+        else ()
+    )
     return _moves((tuple(dims),), (moved,))
 
 
@@ -97,7 +103,8 @@ def _expand(call: Call) -> Loops:
     source, target = call.operands[0].shape, call.result.shape
     offset = len(target) - len(source)
     operand = tuple(
-        () if size != target[offset + dim] else (DimFactor(f"d{offset + dim}"),) for dim, size in enumerate(source)
+        () if size != target[offset + dim] else (DimFactor(f"d{offset + dim}"),)
+        for dim, size in enumerate(source)
     )
     return _moves((operand,), (tuple(_plain(len(target))),))
 
@@ -116,7 +123,9 @@ def _slice(call: Call) -> Loops:
     start = call.argument(2, "start", 0) or 0
     step = call.argument(4, "step", 1) or 1
     first = start % shape[along] if isinstance(start, int) and shape[along] else 0
-    is_block = step == 1 and result[along] > 0 and shape[along] % result[along] == 0 and first % result[along] == 0
+    is_block = (
+        step == 1 and result[along] > 0 and shape[along] % result[along] == 0 and first % result[along] == 0
+    )
     return _cut(shape, along, shape[along] // result[along] if is_block else 0, 1)
 
 
@@ -168,16 +177,18 @@ def _stack(call: Call) -> Loops:
 
 def _pad(call: Call) -> Loops:
     shape, result = call.operands[0].shape, call.result.shape
-    dims = tuple(
-        (DimFactor(f"d{dim}"),) if size == result[dim] else () for dim, size in enumerate(shape)
-    )
+    dims = tuple((DimFactor(f"d{dim}"),) if size == result[dim] else () for dim, size in enumerate(shape))
     return Loops((dims,), (dims,), is_heavy=False)
 
 
 def _roll_or_flip(call: Call) -> Loops:
     moved = call.argument(2 if "roll" in call.operator.target else 1, "dims", ())
     rank = len(call.result.shape)
-    touched = {dim % rank for dim in moved if isinstance(dim, int)} if isinstance(moved, tuple) else set(range(rank))
+    touched = (
+        {dim % rank for dim in moved if isinstance(dim, int)}
+        if isinstance(moved, tuple)
+        else set(range(rank))
+    )
     if not touched:
         touched = set(range(rank))
     dims = tuple(() if dim in touched else (DimFactor(f"d{dim}"),) for dim in range(rank))

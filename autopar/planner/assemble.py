@@ -1,0 +1,298 @@
+"""A search's result as a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+from autopar.capture.graph import Graph, SegmentType
+from autopar.plan.schema import (
+    FORMAT,
+    CandidateEntry,
+    ClusterEntry,
+    ConversionEntry,
+    InputEntry,
+    MemoryEntry,
+    MeshAxisEntry,
+    ModelEntry,
+    OperatorEntry,
+    ParameterEntry,
+    Plan,
+    PredictedEntry,
+    ScheduleEntry,
+    SegmentCallEntry,
+    SegmentTypeEntry,
+    SolverEntry,
+    StageEntry,
+    TrainingEntry,
+)
+from autopar.plan.text import write_argument, write_tensor
+from autopar.planner.memory import Memory
+from autopar.planner.realize import Realized
+from autopar.planner.search import Found
+from autopar.planner.work import works
+from autopar.shardings.calls import Call
+from autopar.shardings.placement import REPLICATE, Layout, format_layout
+from autopar.shardings.rules import loops_of
+from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph
+from cost_models.cluster import Cluster
+
+__all__ = ["Question", "conversion_entries", "make_plan", "predicted_entry", "segment_entries"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What was asked, as far as the plan repeats it."""
+
+    source: str
+    """MODEL as the user wrote it; empty for a module handed in."""
+    fingerprint: str
+    cluster: Cluster
+    memory_limit_bytes: int
+    precision: str
+    optimizer: str
+    pins: str
+    version: str
+
+
+def make_plan(graph: Graph, question: Question, found: Found) -> Plan:
+    """The plan that a search found. ``graph`` is the captured one."""
+    best = found.best
+    realized = best.realized
+    sharded = realized.sharded
+    flops = _model_flops(sharded.graph)
+    training = _training(graph, question)
+    return Plan(
+        format=FORMAT,
+        autopar=question.version,
+        model=ModelEntry(
+            graph.name,
+            question.source,
+            question.fingerprint,
+            _parameter_count(graph),
+            flops,
+            graph.output_tree,
+        ),
+        cluster=ClusterEntry(
+            question.cluster.name,
+            question.cluster.device.name,
+            question.cluster.nodes,
+            question.cluster.devices_per_node,
+            question.memory_limit_bytes,
+        ),
+        training=training,
+        inputs=[
+            InputEntry(
+                i.value.name, i.path, write_tensor(i.value), _layout(sharded.inputs[i.value.name], sharded)
+            )
+            for i in graph.inputs
+        ],
+        mesh=[MeshAxisEntry(axis.name, axis.size, axis.kind) for axis in sharded.axes],
+        stages=[_stage(sharded)],
+        outputs=list(graph.outputs),
+        outer_values={name: write_tensor(value) for name, value in graph.values.items()},
+        segments=segment_entries(realized),
+        parameters=_parameters(sharded),
+        conversions=conversion_entries(realized),
+        schedule=ScheduleEntry("none", 1),
+        predicted=predicted_entry(realized, best.step_s, training, flops, question.cluster),
+        solver=_solver(found),
+        notes=[*graph.notes, *_unruled(sharded.graph)],
+        pins=question.pins,
+    )
+
+
+def _training(graph: Graph, question: Question) -> TrainingEntry:
+    shapes = [(i.value.shape, i.value.dtype) for i in graph.inputs if i.value.shape]
+    batch = shapes[0][0][0] if shapes else 1
+    tokens = max(
+        (prod(shape) for shape, dtype in shapes if dtype == "int64" and len(shape) == 2), default=batch
+    )
+    return TrainingEntry(batch, tokens, question.precision, question.optimizer)
+
+
+def _parameter_count(graph: Graph) -> int:
+    return sum(
+        prod(p.shape) for p in graph.parameters if not p.is_buffer and p.alias_of is None and p.requires_grad
+    )
+
+
+def _model_flops(graph: Graph) -> float:
+    """FLOPs of all matrix products and attention of one step on the whole batch."""
+    calls = Counter(call.type for call in graph.calls)
+    total = 0.0
+    for segment in graph.types:
+        for operator in segment.operators:
+            call = Call(operator, segment.values)
+            results = [value.shape if value is not None else () for value in call.results]
+            for work in works(call, [value.shape for value in call.operands], results):
+                if work is not None and work.family in ("matmul", "attention", "attention_backward"):
+                    total += calls[segment.name] * work.flops
+    return total
+
+
+def _layout(layout: Layout, sharded: ShardedGraph) -> str:
+    """A layout as text, without the axes that replicate."""
+    shown = [(axis, p) for axis, p in zip(sharded.axis_names, layout, strict=True) if p != REPLICATE]
+    return format_layout(tuple(p for _, p in shown), tuple(axis for axis, _ in shown))
+
+
+def _stage(sharded: ShardedGraph) -> StageEntry:
+    calls = [
+        SegmentCallEntry(call.type, call.module, list(call.arguments), list(call.results))
+        for call in sharded.graph.calls
+    ]
+    zero = 3 if any(axis.kind == "shard" for axis in sharded.axes) else 0
+    return StageEntry(calls, [0, max(prod(sharded.sizes), 1) - 1], "none", zero)
+
+
+def segment_entries(realized: Realized) -> list[SegmentTypeEntry]:
+    """Every segment type with its operators' strategies, layouts and prices."""
+    return [_segment(segment, realized) for segment in realized.sharded.graph.types]
+
+
+def conversion_entries(realized: Realized) -> list[ConversionEntry]:
+    """Every conversion with its steps and price."""
+    return [_conversion(conversion, realized.sharded) for conversion in realized.sharded.conversions]
+
+
+def _segment(segment: SegmentType, realized: Realized) -> SegmentTypeEntry:
+    sharded = realized.sharded
+    return SegmentTypeEntry(
+        name=segment.name,
+        count=sum(call.type == segment.name for call in sharded.graph.calls),
+        inputs=list(segment.inputs),
+        boundaries={
+            name: _layout(sharded.boundaries[segment.name, name], sharded) for name in segment.inputs
+        },
+        parameters={parameter.value: parameter.path for parameter in segment.parameters},
+        buffers=[parameter.value for parameter in segment.parameters if parameter.is_buffer],
+        constants={constant.value: constant.data for constant in segment.constants},
+        operators=[_operator(segment, position, realized) for position in range(len(segment.operators))],
+        outputs=list(segment.outputs),
+        values={name: write_tensor(value) for name, value in segment.values.items()},
+    )
+
+
+def _operator(segment: SegmentType, position: int, realized: Realized) -> OperatorEntry:
+    operator, sharded = segment.operators[position], realized.sharded
+    strategy = sharded.strategies[segment.name, operator.name]
+    price = realized.operators[segment.name, operator.name]
+    return OperatorEntry(
+        name=operator.name,
+        call=operator.target,
+        arguments=[write_argument(argument) for argument in operator.arguments],  # type: ignore[misc]
+        keywords={key: write_argument(value) for key, value in operator.keywords},  # type: ignore[misc]
+        results=list(operator.results),
+        strategy=_strategy_text(strategy.names, sharded.axis_names),
+        operands=[_layout(layout, sharded) for layout in strategy.operands],
+        layouts=[_layout(layout, sharded) for layout in strategy.results],
+        forward_s=price.forward_s,
+        backward_s=price.backward_s,
+        provenance=price.provenance,
+        source=operator.source,
+        module=operator.module,
+    )
+
+
+def _strategy_text(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
+    """``dp_shard:…2 tp:o``; axes that shard nothing are left out."""
+    return " ".join(
+        f"{axis}:{name.replace(' ', '')}" for axis, name in zip(axes, names, strict=True) if name != "-"
+    )
+
+
+def _parameters(sharded: ShardedGraph) -> list[ParameterEntry]:
+    entries = []
+    for p in sharded.graph.parameters:
+        layout = sharded.parameters.get(p.alias_of or p.name, (REPLICATE,) * len(sharded.axes))
+        kind = "parameter" if not p.is_buffer else "buffer" if p.is_persistent else "temporary buffer"
+        tensor = f"{p.dtype}{list(p.shape)}" + (" grad" if p.requires_grad else "")
+        entries.append(ParameterEntry(p.name, tensor, _resting_text(layout, sharded), kind, p.alias_of))
+    return entries
+
+
+def _resting_text(layout: Layout, sharded: ShardedGraph) -> str:
+    """Only what is sharded: what happens along data axes is the mesh's ``parameters``."""
+    shown = [(axis, p) for axis, p in zip(sharded.axis_names, layout, strict=True) if p.is_shard]
+    return format_layout(tuple(p for _, p in shown), tuple(axis for axis, _ in shown))
+
+
+def _conversion(conversion: Conversion, sharded: ShardedGraph) -> ConversionEntry:
+    type_name, value = conversion.members[0]
+    return ConversionEntry(
+        tensor=f"{type_name}.{value}" if type_name else value,
+        source=_layout(conversion.source, sharded),
+        target=_layout(conversion.target, sharded),
+        steps=[
+            f"{sharded.axes[s.axis].name}: {s.source} → {s.target}, {s.forward} / {s.backward}"
+            for s in conversion.steps
+        ],
+        count=conversion.count,
+        seconds_s=conversion.seconds,
+    )
+
+
+def _memory_entry(memory: Memory) -> MemoryEntry:
+    return MemoryEntry(
+        memory.parameters,
+        memory.gradients,
+        memory.optimizer,
+        memory.gathered,
+        memory.activations,
+        memory.temporaries,
+        memory.overhead,
+    )
+
+
+def predicted_entry(
+    realized: Realized, step_s: float, training: TrainingEntry, flops: float, cluster: Cluster
+) -> PredictedEntry:
+    """What the plan promises."""
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(training.precision, "float32")
+    optimizer_s = sum(realized.upkeep_s.values()) - realized.traffic_s
+    return PredictedEntry(
+        step_time_s=step_s,
+        tokens_per_s=training.tokens / step_s if step_s else 0.0,
+        mfu=flops / (step_s * cluster.devices * cluster.device.peak(dtype)) if step_s else 0.0,
+        peak_memory_bytes=realized.memory.peak,
+        exposed_communication_s=max(0.0, step_s - realized.operator_s - optimizer_s),
+        bubble_fraction=0.0,
+        memory=[_memory_entry(realized.memory)],
+    )
+
+
+def _solver(found: Found) -> SolverEntry:
+    solution = found.best.solution
+    objective = found.best.realized.objective_s
+    return SolverEntry(
+        objective_s=objective,
+        lower_bound_s=solution.lower_bound,
+        gap=max(0.0, (objective - solution.lower_bound) / objective) if objective else 0.0,
+        status=str(solution.status),
+        method=solution.method,
+        wall_s=round(found.wall_s, 3),
+        candidates=[
+            CandidateEntry(_mesh_text(each.realized.sharded.axes), each.step_s, each.realized.memory.peak)
+            for each in found.runner_ups
+        ],
+    )
+
+
+def _mesh_text(axes: tuple[NamedAxis, ...]) -> str:
+    return " × ".join(f"{axis.name} {axis.size}" for axis in axes) or "one device"
+
+
+def _unruled(graph: Graph) -> list[str]:
+    """Operators that run replicated because nobody declared how to shard them."""
+    names: dict[str, list[str]] = {}
+    for segment in graph.types:
+        for operator in segment.operators:
+            call = Call(operator, segment.values)
+            if call.operands and loops_of(call) is None:
+                names.setdefault(operator.target, []).append(f"{segment.name}.{operator.name}")
+    return [
+        f"{target} has no sharding rule and runs replicated: {', '.join(where)}"
+        for target, where in names.items()
+    ]

@@ -1,0 +1,126 @@
+"""A plan's decisions made real again: what `emit`, `run` and `parallelize(plan=…)` start from."""
+
+from __future__ import annotations
+
+from math import prod
+
+import msgspec
+
+from autopar.capture.graph import Graph
+from autopar.errors import PlanError
+from autopar.plan.graphs import graph_of
+from autopar.plan.schema import Plan
+from autopar.planner.assemble import conversion_entries, predicted_entry, segment_entries
+from autopar.planner.decisions import Decisions
+from autopar.planner.mesh import KINDS, MeshAxis
+from autopar.planner.operators import planned_types
+from autopar.planner.prices import Prices
+from autopar.planner.realize import Realized, realize
+from autopar.planner.step import step_s
+from autopar.planner.tensors import parameter_groups
+from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Layout, parse_layout
+from cost_models.cluster import Cluster
+
+__all__ = ["restore"]
+
+
+def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
+    """The sharded graph of a plan, and the plan with every derived figure as it follows from its decisions.
+
+    Raises ``PlanError`` naming the operator, parameter or segment whose decision is impossible.
+    """
+    graph = graph_of(plan)
+    axes = _axes(plan, cluster)
+    names = tuple(axis.axis for axis in plan.mesh)
+    prices = Prices(cluster, axes)
+    decisions = _decisions(plan, graph, names, axes)
+    realized = realize(graph, planned_types(graph), names, decisions, prices)
+    updated = msgspec.structs.replace(
+        plan,
+        predicted=predicted_entry(
+            realized, step_s(realized, prices), plan.training, plan.model.flops, cluster
+        ),
+        segments=segment_entries(realized),
+        conversions=conversion_entries(realized),
+    )
+    return updated, realized
+
+
+def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:
+    axes = tuple(MeshAxis(entry.size, entry.parameters) for entry in plan.mesh)
+    for entry in plan.mesh:
+        if not entry.axis.isidentifier() or entry.size < 2 or entry.parameters not in KINDS:
+            raise PlanError(
+                f"mesh axis '{entry.axis}' of size {entry.size} with parameters '{entry.parameters}': an axis has a "
+                f"plain name, a size of at least 2, and parameters of {', '.join(KINDS)}."
+            )
+    if len({entry.axis for entry in plan.mesh}) != len(axes):
+        raise PlanError("two axes of the plan's mesh have the same name.")
+    ranks = prod(axis.size for axis in axes)
+    if ranks != cluster.devices:
+        raise PlanError(f"the plan's mesh has {ranks} ranks, its cluster {cluster.devices} devices.")
+    return axes
+
+
+def _layout(where: str, text: str, axes: tuple[str, ...]) -> Layout:
+    try:
+        return parse_layout(text, axes)
+    except ValueError as error:
+        raise PlanError(f"{where}: {error}.") from error
+
+
+def _decisions(plan: Plan, graph: Graph, names: tuple[str, ...], axes: tuple[MeshAxis, ...]) -> Decisions:
+    decisions = Decisions({}, {}, {}, {})
+    for segment in plan.segments:
+        for operator in segment.operators:
+            strategy = _read_strategy(f"{segment.name}.{operator.name}", operator.strategy, names)
+            decisions.strategies[segment.name, operator.name] = strategy
+        for name in segment.inputs:
+            if name not in segment.boundaries:
+                raise PlanError(
+                    f"segment {segment.name} has no layout for its input '{name}' under boundaries."
+                )
+            where = f"input {segment.name}.{name}"
+            decisions.boundaries[segment.name, name] = _layout(where, segment.boundaries[name], names)
+    for entry in plan.inputs:
+        decisions.inputs[entry.name] = _layout(f"input {entry.name}", entry.layout, names)
+    decisions.parameters.update(_resting(plan, graph, names, axes))
+    return decisions
+
+
+def _resting(
+    plan: Plan, graph: Graph, names: tuple[str, ...], axes: tuple[MeshAxis, ...]
+) -> dict[str, Layout]:
+    """Layouts at rest by first name of each group; along data axes the engine decides."""
+    entries = {entry.name: entry for entry in plan.parameters}
+    found = {}
+    for group in parameter_groups(graph):
+        written = {name: entries[name].layout for name in group.names if name in entries}
+        if len(written) != len(group.names):
+            missing = next(name for name in group.names if name not in written)
+            raise PlanError(f"parameter {missing} is used but has no entry under parameters.")
+        if len(set(written.values())) > 1:
+            other = next(name for name in group.names if written[name] != written[group.item.name])
+            raise PlanError(
+                f"parameter {other} rests as '{written[other]}', {group.item.name} as '{written[group.item.name]}': "
+                "the same weight of repeated blocks rests alike. Change them together."
+            )
+        whole = REPLICATE_PARTIAL if group.value.requires_grad else REPLICATE
+        layout = _layout(f"parameter {group.item.name}", written[group.item.name], names)
+        found[group.item.name] = tuple(
+            whole if axis.is_data else placement for axis, placement in zip(axes, layout, strict=True)
+        )
+    return found
+
+
+def _read_strategy(where: str, text: str, axes: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = {}
+    for item in text.split():
+        axis, separator, name = item.partition(":")
+        if not separator or axis not in axes:
+            raise PlanError(
+                f"operator {where}: strategy '{text}' names the axis '{axis}'; the mesh has {', '.join(axes) or 'none'}."
+            )
+        factor, blocked, blocks = name.rpartition("x")
+        chosen[axis] = f"{factor} x{blocks}" if blocked and blocks.isdigit() and factor else name
+    return tuple(chosen.get(axis, "-") for axis in axes)
