@@ -8,6 +8,7 @@ from autopar.runtime.collectives import (
     all_to_all,
     reduce_scatter,
     shard,
+    share_gradient,
     sum_gradient,
 )
 from autopar.runtime.cross_entropy import cross_entropy
@@ -24,5 +25,6 @@ __all__ = [
     "embedding",
     "reduce_scatter",
     "shard",
+    "share_gradient",
     "sum_gradient",
 ]

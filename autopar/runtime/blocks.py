@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["join_shards", "local_shard", "split_shards"]
+__all__ = ["join_shards", "local_shard", "pad_shard", "split_shards"]
 
 
 def split_shards(tensor: Tensor, dim: int, shards: int, blocks: int) -> Tensor:
@@ -53,3 +53,11 @@ def local_shard(tensor: Tensor, dim: int, shards: int, blocks: int, index: int) 
         )
     cut = tensor.unflatten(dim, (blocks, shards, length // (shards * blocks))).select(dim + 1, index)
     return cut.clone(memory_format=torch.contiguous_format).flatten(dim, dim + 1)
+
+
+def pad_shard(piece: Tensor, dim: int, shards: int, blocks: int, index: int) -> Tensor:
+    """Undo ``local_shard`` with zeros where the other shards were."""
+    dim %= piece.ndim
+    cut = piece.unflatten(dim, (blocks, piece.shape[dim] // blocks)).unsqueeze(dim + 1)
+    padding = [0, 0] * (cut.ndim - dim - 2) + [index, shards - 1 - index]
+    return torch.nn.functional.pad(cut, padding).flatten(dim, dim + 2)

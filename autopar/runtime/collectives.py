@@ -13,6 +13,8 @@ replicated). The functions below are the edges between these states:
 | ``all_gather(backward="slice")``     | S   → R|R  | all-gather     | slice          |
 | ``reduce_scatter``                   | P|R → S    | reduce-scatter | all-gather     |
 | ``shard``                            | R|R → S    | slice          | all-gather     |
+| ``shard(backward="pad")``            | R|P → S    | slice          | pad with zeros |
+| ``share_gradient``                   | R|P → R|R  | nothing        | divide         |
 | ``all_to_all``                       | S(i)→ S(j) | all-to-all     | all-to-all     |
 
 All of them trace through Dynamo and Inductor. On an axis of size 1 each returns its argument. Integer and
@@ -27,15 +29,28 @@ import torch
 from torch import Tensor
 
 from autopar.runtime.axis import Axis
-from autopar.runtime.blocks import join_shards, local_shard, split_shards
+from autopar.runtime.blocks import join_shards, local_shard, pad_shard, split_shards
 from autopar.torch_private import all_gather_now, all_reduce_now, all_to_all_now, reduce_scatter_now
 
-__all__ = ["all_gather", "all_reduce", "all_to_all", "reduce_scatter", "shard", "sum_gradient"]
+__all__ = [
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "reduce_scatter",
+    "shard",
+    "share_gradient",
+    "sum_gradient",
+]
 
 
 def sum_gradient(x: Tensor, axis: Axis) -> Tensor:
     """R|R → R|P: the value itself; its gradient is summed over the axis (Megatron's f)."""
     return x if axis.size == 1 else _SumGradient.apply(x, axis)
+
+
+def share_gradient(x: Tensor, axis: Axis) -> Tensor:
+    """R|P → R|R: the value itself; of its gradient, which all ranks hold, each passes on an equal share."""
+    return x if axis.size == 1 else _ShareGradient.apply(x, axis)
 
 
 def all_reduce(x: Tensor, axis: Axis, *, backward: Literal["nothing", "all_reduce"] = "nothing") -> Tensor:
@@ -75,12 +90,19 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int, blocks: int = 1) -> Tensor:
     return x if axis.size == 1 else _ReduceScatter.apply(x, axis, dim, blocks)
 
 
-def shard(x: Tensor, axis: Axis, dim: int, blocks: int = 1) -> Tensor:
+def shard(
+    x: Tensor, axis: Axis, dim: int, blocks: int = 1, *, backward: Literal["all_gather", "pad"] = "all_gather"
+) -> Tensor:
     """R|R → S(dim): this rank's shard of a value that all ranks hold; the gradient is all-gathered.
+
+    With ``backward="pad"`` R|P → S(dim): each rank passes on its shard of the gradient amid zeros.
 
     Raises ValueError when ``dim`` does not divide evenly.
     """
-    return x if axis.size == 1 else _Shard.apply(x, axis, dim, blocks)
+    if axis.size == 1:
+        return x
+    function = _ShardPad if backward == "pad" else _Shard
+    return function.apply(x, axis, dim, blocks)
 
 
 def all_to_all(
@@ -138,6 +160,17 @@ class _SumGradient(torch.autograd.Function):
         return _sum(gradient, ctx.axis), None
 
 
+class _ShareGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.size = axis.size
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient / ctx.size, None
+
+
 class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
@@ -190,6 +223,18 @@ class _Shard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return _gather(gradient, *ctx.where), None, None, None
+
+
+class _ShardPad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, blocks: int) -> Tensor:
+        ctx.where = (axis, dim, blocks)
+        return _slice(x, axis, dim, blocks)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        axis, dim, blocks = ctx.where
+        return pad_shard(gradient, dim, axis.size, blocks, axis.index), None, None, None
 
 
 class _AllToAll(torch.autograd.Function):

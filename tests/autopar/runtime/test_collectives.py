@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
-from autopar.runtime.axis import Axis, axes_of
+from autopar.runtime.axis import Axis
 from autopar.runtime.collectives import (
     all_gather,
     all_reduce,
     all_to_all,
     reduce_scatter,
     shard,
+    share_gradient,
     sum_gradient,
 )
+from tests.autopar.runtime.meshes import mesh_axes, piece, total
 
 AXES = ((4,), 0), ((2, 2), 0), ((2, 2), 1), ((1, 4), 0)
 """Meshes of four ranks, and the axis of each to convert over."""
@@ -32,19 +33,14 @@ CONVERSIONS = {
     "all_gather_slice": ("S", "R|R", lambda x, axis, at: all_gather(x, axis, *at[0], backward="slice")),
     "reduce_scatter": ("P|R", "S", lambda x, axis, at: reduce_scatter(x, axis, *at[1])),
     "shard": ("R|R", "S", lambda x, axis, at: shard(x, axis, *at[1])),
+    "shard_pad": ("R|P", "S", lambda x, axis, at: shard(x, axis, *at[1], backward="pad")),
+    "share_gradient": ("R|P", "R|R", lambda x, axis, at: share_gradient(x, axis)),
     "all_to_all": ("S", "S", lambda x, axis, at: all_to_all(x, axis, at[0][0], at[1][0], at[0][1], at[1][1])),
 }
 
 
-@cache
 def axis_of_mesh(shape: tuple[int, ...], position: int) -> Axis:
-    names = ("outer", "inner")[: len(shape)]
-    return axes_of(init_device_mesh("cpu", shape, mesh_dim_names=names))[names[position]]
-
-
-def piece(whole: Tensor, axis: Axis, dim: int, blocks: int) -> Tensor:
-    """This rank's shard, said in another way than the runtime says it."""
-    return torch.cat([block.chunk(axis.size, dim)[axis.index] for block in whole.chunk(blocks, dim)], dim)
+    return mesh_axes(shape)[position]
 
 
 def is_close(actual: Tensor, expected: Tensor) -> bool:
@@ -63,22 +59,24 @@ def convert(
     value = values.sum(0) if from_state == "P|R" else values[0]
     gradient = gradients.sum(0) if to_state == "R|P" else gradients[0]
     local = {
-        "S": partial(piece, value, axis, *at[0]),
+        "S": partial(piece, value, (axis,), *at[0]),
         "R|R": lambda: value,
+        "R|P": lambda: value,
         "P|R": lambda: values[axis.index],
     }
-    expected = {"S": partial(piece, value, axis, *at[1])}.get(to_state, lambda: value)()
+    expected = {"S": partial(piece, value, (axis,), *at[1])}.get(to_state, lambda: value)()
     sent = {
-        "S": partial(piece, gradient, axis, *at[1]),
+        "S": partial(piece, gradient, (axis,), *at[1]),
         "R|R": lambda: gradient,
         "R|P": lambda: gradients[axis.index],
     }
-    wanted = {"S": partial(piece, gradient, axis, *at[0])}.get(from_state, lambda: gradient)()
+    wanted = {"S": partial(piece, gradient, (axis,), *at[0])}.get(from_state, lambda: gradient)()
 
     x = local[from_state]().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_()  # not contiguous
     y = function(x, axis, at)
     y.backward(sent[to_state]())
-    return is_close(y.detach(), expected), is_close(x.grad, wanted)
+    gradient_of_x = total(x.grad, (axis,)) if from_state == "R|P" else x.grad
+    return is_close(y.detach(), expected), is_close(gradient_of_x, wanted)
 
 
 @st.composite
