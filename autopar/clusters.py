@@ -1,0 +1,57 @@
+"""Clusters as users name them: built-in profiles and files, the machine at hand, and the one a plan was made for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from autopar.errors import ClusterError, PlanError
+from autopar.plan.schema import Plan
+from cost_models.cluster import Cluster, ClusterDescriptionError, parse_cluster
+
+__all__ = ["cluster_named", "cluster_of_plan", "local_cluster"]
+
+_PROFILES_BY_NAME = ("b200", "h200", "h100", "a100-80gb", "a100-40gb", "v100-32gb", "v100-16gb")
+
+
+def cluster_named(text: str) -> Cluster:
+    """The cluster that ``text`` names: ``h100:2x8``, ``cpu:4``, ``local``, or a TOML file. Raises ``ClusterError``."""
+    if text.strip().lower() == "local":
+        return local_cluster(max(torch.cuda.device_count(), 1) if torch.cuda.is_available() else 2)
+    try:
+        return parse_cluster(text)
+    except ClusterDescriptionError as error:
+        raise ClusterError(str(error)) from error
+
+
+def local_cluster(devices: int) -> Cluster:
+    """``devices`` processes on this machine: its GPUs where there are any, its CPU otherwise."""
+    return replace(cluster_named(f"{_local_profile()}:1x{devices}"), name=f"local:{devices}")
+
+
+def _local_profile() -> str:
+    """The built-in profile that fits this machine's first device."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    properties = torch.cuda.get_device_properties(0)
+    label = properties.name.lower().replace(" ", "-")
+    for profile in _PROFILES_BY_NAME:
+        model, _, memory = profile.partition("-")
+        capacity = int(memory.removesuffix("gb") or 0)
+        if model in label and (not capacity or abs(properties.total_memory / 10**9 - capacity) < 0.15 * capacity + 1):
+            return profile
+    raise ClusterError(
+        f"there is no profile for {properties.name}: name a cluster, or write a TOML file (known: {', '.join(_PROFILES_BY_NAME)})"
+    )
+
+
+def cluster_of_plan(plan: Plan) -> Cluster:
+    """The cluster that a plan names. Raises ``PlanError`` where this version does not know it."""
+    entry = plan.cluster
+    try:
+        if entry.name.startswith("local:"):
+            return replace(cluster_named(f"{entry.device}:{entry.nodes}x{entry.devices_per_node}"), name=entry.name)
+        return cluster_named(entry.name)
+    except ClusterError as error:
+        raise PlanError(f"the plan's cluster is not known here: {error}") from error
