@@ -26,8 +26,8 @@ def undominated(work: WorkingForm, node: int) -> NDArray[np.bool_]:
     if count == 1:
         return np.ones(1, dtype=bool)
     worse = costs[:, None] - costs[None, :]  # worse[b, a]: the most by which b can be dearer than a
-    for load in work.loads[node]:
-        worse[load.usages[:, None] > load.usages[None, :]] = np.inf
+    for b, usages in enumerate(work.loads[node].usages.T):
+        worse[b, (usages[:, None] > work.loads[node].usages).any(axis=0)] = np.inf
     for number in sorted(work.pairs_of[node]):
         _, own, _, table = work.oriented(number, node)
         worse += _largest_increase(table)[np.ix_(own, own)]

@@ -36,7 +36,7 @@ class _Elimination:
 def solve_by_elimination(
     form: NormalForm, *, max_entries: int = MAX_ENTRIES, time_limit_s: float = math.inf
 ) -> Solution | None:
-    """The optimum without regard to usage; None when a table would exceed ``max_entries`` or time runs out."""
+    """The optimum without regard to usage; None when tables or time would be exceeded."""
     start_s = time.perf_counter()
     state = _started(form, max_entries)
     if state is None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solver.loads import Load, joined
 from solver.problem import USAGE_TOLERANCE, Edge, Fan, FloatArray, IntArray, Problem
 
-__all__ = ["Load", "NormalForm", "Pair", "Shared", "normal_form", "row_classes"]
+__all__ = ["NormalForm", "Pair", "Shared", "normal_form", "row_classes"]
 
 
 NEVER = (0, 0)
@@ -48,16 +49,6 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Load:
-    """Usage of one node while it is live."""
-
-    node: int
-    usages: FloatArray
-    times: tuple[int, int]
-    """Half-open range of time points."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class NormalForm:
     """A problem without anything that cannot be chosen or cannot matter."""
 
@@ -68,6 +59,7 @@ class NormalForm:
     pairs: tuple[Pair, ...]
     shared: tuple[Shared, ...]
     loads: tuple[Load, ...]
+    """For each node, its usage over time."""
     room: FloatArray
     """(time points,) usage that fits at each time at which the usage can peak."""
 
@@ -85,8 +77,8 @@ def normal_form(problem: Problem) -> NormalForm:
     times, time_points = _time_points(problem) if is_limited else ({}, 0)
     pairs = [_edge_pair(edge, strategies) for edge in problem.edges]
     loads = [
-        Load(v, node.usages[strategies[v]], times.get(node.interval, NEVER))
-        for v, node in enumerate(problem.nodes)
+        _load(times.get(node.interval, NEVER), node.usages[own])
+        for node, own in zip(problem.nodes, strategies, strict=True)
     ]
     shared = []
     for fan in fans:
@@ -94,15 +86,16 @@ def normal_form(problem: Problem) -> NormalForm:
         if len(own.consumers) > 1:
             shared.append(own)
         elif own.consumers:
-            loads.append(Load(own.consumers[0], own.usages[own.wanted[0]], own.times))
-            if own.consumers[0] != own.producer:
+            consumer = own.consumers[0]
+            loads[consumer] = joined(loads[consumer], _load(own.times, own.usages[own.wanted[0]]))
+            if consumer != own.producer:
                 pairs.append(_single_use(own))
     return NormalForm(
         costs=tuple(costs[own] for costs, own in zip(priced, strategies, strict=True)),
         strategies=tuple(strategies),
         pairs=tuple(pair for pair in pairs if pair.costs.any()),
         shared=tuple(shared),
-        loads=tuple(load for load in loads if load.times[0] < load.times[1] and load.usages.any()),
+        loads=tuple(loads),
         room=np.full(time_points, problem.usage_limit * (1 + USAGE_TOLERANCE)),
     )
 
@@ -125,6 +118,12 @@ def _edge_pair(edge: Edge, strategies: list[IntArray]) -> Pair:
     row_class, rows = row_classes(table)
     column_class, columns = row_classes(table.T)
     return Pair((i, j), (row_class, column_class), table[np.ix_(rows, columns)])
+
+
+def _load(times: tuple[int, int], usages: FloatArray) -> Load:
+    """The load of one range of times, without ranges when nothing is ever held."""
+    count = int(times[0] < times[1] and bool(usages.any()))
+    return Load(np.array(times[:1])[:count], np.array(times[1:])[:count], usages[None][:count])
 
 
 def _single_use(fan: Shared) -> Pair:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pulp
+from numpy.typing import NDArray
 
 from solver.highs import has_highs, new_highs
-from solver.normal_form import NormalForm, Pair, Shared
+from solver.normal_form import NormalForm
 from solver.problem import IntArray
 from solver.solution import Solution, Status
 
@@ -46,8 +47,8 @@ def solve_by_pulp(form: NormalForm, *, time_limit_s: float, gap: float) -> Solut
     """The best picks for a normal form, proven to the relative ``gap`` unless the time runs out."""
     start_s = time.perf_counter()
     scale = objective_scale(form)
-    variables = _variables(form)
     model = pulp.LpProblem("planning", pulp.LpMinimize)
+    variables = _variables(model, form)
     model += pulp.lpSum(_priced(form, variables, scale))
     for constraint in (
         *one_strategy_per_node(variables),
@@ -100,10 +101,11 @@ def usage_fits(form: NormalForm, variables: Variables) -> Iterator[pulp.LpConstr
     """Live usage at each time point, in units of the largest room."""
     unit = form.room.max(initial=0.0) or 1.0
     held: list[list[pulp.LpAffineExpression]] = [[] for _ in form.room]
-    for load in form.loads:
-        usage = _weighted(load.usages / unit, variables.x[load.node])
-        for point in range(*load.times):
-            held[point].append(usage)
+    for load, x in zip(form.loads, variables.x, strict=True):
+        for start, end, usages in zip(load.starts, load.ends, load.usages, strict=True):
+            usage = _weighted(usages / unit, x)
+            for point in range(start, end):
+                held[point].append(usage)
     for shared, m in zip(form.shared, variables.m, strict=True):
         shares = shared.usages / unit
         usage = pulp.LpAffineExpression((made, shares[w]) for (_, w), made in m.items() if shares[w] > 0)
@@ -124,31 +126,31 @@ def _priced(form: NormalForm, variables: Variables, scale: float) -> Iterator[pu
         )
 
 
-def _variables(form: NormalForm) -> Variables:
+def _variables(model: pulp.LpProblem, form: NormalForm) -> Variables:
+    make = getattr(model, "add_variable", pulp.LpVariable)  # PuLP before 3.3 has only the latter
+    allowed = [np.isfinite(shared.costs) for shared in form.shared]
     return Variables(
         x=[
-            [pulp.LpVariable(f"x_{v}_{s}", cat=pulp.LpBinary) for s in range(costs.size)]
+            [make(f"x_{v}_{s}", cat=pulp.LpBinary) for s in range(costs.size)]
             for v, costs in enumerate(form.costs)
         ],
-        y_pairs=[_table(f"y_{number}", pair) for number, pair in enumerate(form.pairs)],
+        y_pairs=[
+            _table(make, f"y_{number}", np.isfinite(pair.costs)) for number, pair in enumerate(form.pairs)
+        ],
         y_shared=[
-            [_table(f"z_{number}_{use}", shared) for use in range(len(shared.consumers))]
+            [_table(make, f"z_{number}_{use}", allowed[number]) for use in range(len(shared.consumers))]
             for number, shared in enumerate(form.shared)
         ],
-        m=[_versions(f"m_{number}", shared) for number, shared in enumerate(form.shared)],
+        m=[
+            _table(make, f"m_{number}", allowed[number] & ((shared.costs > 0) | (shared.usages > 0)))
+            for number, shared in enumerate(form.shared)
+        ],
     )
 
 
-def _table(name: str, table: Pair | Shared) -> Table:
-    """One variable for each pair of classes that is not forbidden."""
-    allowed = np.argwhere(np.isfinite(table.costs)).tolist()
-    return {(p, w): pulp.LpVariable(f"{name}_{p}_{w}", lowBound=0) for p, w in allowed}
-
-
-def _versions(name: str, shared: Shared) -> Table:
-    """One variable for each version that costs or holds anything."""
-    matters = np.isfinite(shared.costs) & ((shared.costs > 0) | (shared.usages > 0))
-    return {(p, w): pulp.LpVariable(f"{name}_{p}_{w}", lowBound=0) for p, w in np.argwhere(matters).tolist()}
+def _table(make: Callable[..., pulp.LpVariable], name: str, exists: NDArray[np.bool_]) -> Table:
+    """One variable for each pair of classes that is marked."""
+    return {(p, w): make(f"{name}_{p}_{w}", lowBound=0) for p, w in np.argwhere(exists).tolist()}
 
 
 def _marginals(

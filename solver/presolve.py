@@ -1,16 +1,16 @@
-"""The smallest problem with the same optimum: what is forbidden, dominated, or decided by others is removed."""
+"""The smallest problem with the same optimum: what is forbidden, dominated or decided by others is gone."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from solver.dominance import undominated
+from solver.loads import rises_and_drops
 from solver.normal_form import NormalForm
 from solver.problem import FloatArray, IntArray
 from solver.working_form import Dependent, NothingFitsError, WorkingForm
@@ -61,44 +61,50 @@ def presolve(form: NormalForm, *, time_limit_s: float = math.inf) -> Presolved |
 
 
 def drop_slack_times(work: WorkingForm) -> None:
-    """Forget times at which everything fits whatever is chosen, or at which no more is live than at the next.
+    """Forget times at which everything fits whatever is chosen, or at which no more is held than next to it.
 
     Loads that are never live any more are gone with them.
     """
-    for node in np.flatnonzero(~work.is_gone).tolist():
+    for node in sorted(work.untidy_loads):
         work.charge_base_usage(node)
-    if work.room.size:
-        work.keep_times(_most_usage(work) > work.room)
-    ends = np.zeros(work.room.size + 1, dtype=bool)
-    for _, last in _live_ranges(work):
-        ends[last] = True
-    if work.room.size > 1:
-        work.keep_times(np.append(ends[1:-1] | (work.room[:-1] < work.room[1:]), True))
+    work.keep_times(_most_usage(work) > work.room)
+    drops = _rises_and_drops(work)[1]
+    work.keep_times(np.append(drops[1:-1] | (work.room[:-1] < work.room[1:]), True)[: work.room.size])
+    rises = _rises_and_drops(work)[0]
+    work.keep_times(np.append(True, rises[1:-1] | (work.room[1:] < work.room[:-1]))[: work.room.size])
 
 
-def _live_ranges(work: WorkingForm) -> Iterator[tuple[int, int]]:
-    for loads in work.loads:
-        yield from (load.times for load in loads)
-    yield from (shared.times for shared in work.shared.values() if shared.usages.any())
+def _rises_and_drops(work: WorkingForm) -> NDArray[np.bool_]:
+    """Marks the times at which anything can hold more, or less, than just before."""
+    found = np.zeros((2, work.room.size + 1), dtype=bool)
+    for load in work.loads:
+        if load:
+            found |= rises_and_drops(load, work.room.size)
+    for shared in work.shared.values():
+        if shared.usages.any():
+            found[0, shared.times[0]] = found[1, shared.times[1]] = True
+    return found
 
 
 def _most_usage(work: WorkingForm) -> FloatArray:
     """An upper bound of the usage at each time."""
     change = np.zeros(work.room.size + 1)
-    for loads in work.loads:
-        for load in loads:
-            change[load.times[0]] += load.usages.max()
-            change[load.times[1]] -= load.usages.max()
+    for load in work.loads:
+        if load:
+            most = load.usages.max(axis=1)
+            np.add.at(change, load.starts, most)
+            np.subtract.at(change, load.ends, most)
     for shared in work.shared.values():
-        most = np.sort(shared.usages)[::-1][: len(shared.consumers)].sum()
-        change[shared.times[0]] += most
-        change[shared.times[1]] -= most
+        versions = np.sort(shared.usages)[::-1][: len(shared.consumers)].sum()
+        change[shared.times[0]] += versions
+        change[shared.times[1]] -= versions
     return np.cumsum(change)[:-1]
 
 
 def _reduce(work: WorkingForm, node: int) -> None:
     """Apply everything that is known to one node."""
-    work.restrict(node, np.isfinite(work.costs[node]))
+    while not (is_allowed := np.isfinite(work.costs[node])).all():
+        work.restrict(node, is_allowed)  # which can forbid more, through pairs with what has just gone
     work.charge_base_usage(node)
     work.restrict(node, _fits_alone(work, node))
     work.restrict(node, undominated(work, node))
@@ -110,9 +116,9 @@ def _reduce(work: WorkingForm, node: int) -> None:
 
 def _fits_alone(work: WorkingForm, node: int) -> NDArray[np.bool_]:
     """Marks the strategies that fit when all other nodes hold their least."""
-    fits = np.ones(work.costs[node].size, dtype=bool)
-    for load in work.loads[node]:
-        fits &= load.usages <= work.room[slice(*load.times)].min()
+    load = work.loads[node]
+    is_below = load.usages <= load.least_in_ranges(work.room)[:, None]
+    fits: NDArray[np.bool_] = np.logical_and.reduce(is_below, axis=0)
     return fits
 
 
@@ -122,7 +128,7 @@ def _is_free(work: WorkingForm, node: int) -> bool:
         return False
     tables = [work.oriented(number, node)[3] for number in work.pairs_of[node]]
     if len(tables) == 2:
-        return tables[0].shape[1] * tables[1].shape[1] <= tables[0].size + tables[1].size
+        return bool(tables[0].shape[1] * tables[1].shape[1] <= tables[0].size + tables[1].size)
     return len(tables) < 2
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from solver.highs import new_highs
 from solver.normal_form import NormalForm
-from solver.planning_ilp import objective_scale
+from solver.planning_ilp import OBJECTIVE_SIZE, objective_scale
 from solver.problem import FloatArray, IntArray
 from solver.solution import Solution, Status
 
-__all__ = ["solve_by_sparse_ilp"]
+__all__ = ["smallest_peak", "solve_by_sparse_ilp"]
 
 
 @dataclass(slots=True)
@@ -81,6 +81,32 @@ def solve_by_sparse_ilp(
     return _read(highs, x, scale, start_s)
 
 
+def smallest_peak(form: NormalForm, *, time_limit_s: float, gap: float) -> Solution:
+    """Picks of least peak usage among those that are not forbidden; cost and bound are in units of usage."""
+    start_s = time.perf_counter()
+    unit = max(float(form.room.max(initial=0.0)), 1.0)
+    model, x = _model(_without_costs(form), scale=1.0)
+    peak = model.add_columns(np.ones(1) * OBJECTIVE_SIZE, upper=math.inf)
+    rows = np.arange(model.rows - form.room.size, model.rows)
+    model.row_uppers[-1] = np.zeros(rows.size)
+    model.add_entries(rows, np.repeat(peak, rows.size), -1.0)
+    highs = new_highs(time_limit_s=time_limit_s, gap=gap)
+    highs.passModel(_highs_lp(model))
+    highs.run()
+    return _read(highs, x, OBJECTIVE_SIZE / unit, start_s)
+
+
+def _without_costs(form: NormalForm) -> NormalForm:
+    """Only what is forbidden and what is held."""
+    pairs = (pair for pair in form.pairs if not np.isfinite(pair.costs).all())
+    return replace(
+        form,
+        costs=tuple(np.zeros_like(costs) for costs in form.costs),
+        pairs=tuple(replace(pair, costs=np.where(np.isfinite(pair.costs), 0.0, np.inf)) for pair in pairs),
+        shared=tuple(replace(s, costs=np.where(np.isfinite(s.costs), 0.0, np.inf)) for s in form.shared),
+    )
+
+
 def _model(form: NormalForm, scale: float) -> tuple[_Model, list[IntArray]]:
     """The model, and the columns of x for each node."""
     model = _Model()
@@ -133,9 +159,9 @@ def _holds(
     form: NormalForm, x: list[IntArray], versions: list[_Table]
 ) -> Iterator[tuple[tuple[int, int], IntArray, FloatArray]]:
     """(times, columns, usage of each column) of everything that holds usage."""
-    for load in form.loads:
-        is_held = load.usages > 0
-        yield load.times, x[load.node][is_held], load.usages[is_held]
+    for load, own in zip(form.loads, x, strict=True):
+        for start, end, usages in zip(load.starts, load.ends, load.usages, strict=True):
+            yield (int(start), int(end)), own[usages > 0], usages[usages > 0]
     for shared, m in zip(form.shared, versions, strict=True):
         usages = shared.usages[m.classes[1]]
         yield shared.times, m.columns[usages > 0], usages[usages > 0]
@@ -167,7 +193,7 @@ def _highs_lp(model: _Model) -> Any:
     rows, columns, values = (np.concatenate(parts) for parts in zip(*model.entries, strict=True))
     place, inverse = np.unique(columns * model.rows + rows, return_inverse=True)
     columns, rows, values = place // model.rows, place % model.rows, np.bincount(inverse, weights=values)
-    lp = highspy.HighsLp()
+    lp: Any = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = model.columns, model.rows
     lp.col_cost_ = np.concatenate(model.costs)
     lp.col_lower_ = np.zeros(model.columns)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from solver.normal_form import Load, NormalForm, Pair, Shared, row_classes
+from solver.loads import Load, disjoint, joined, reindexed, without_base
+from solver.normal_form import NormalForm, Pair, Shared, row_classes
 from solver.problem import FloatArray, IntArray
 
 __all__ = ["Dependent", "NothingFitsError", "WorkingForm"]
@@ -39,15 +40,14 @@ class WorkingForm:
         self.shared: dict[int, Shared] = {}
         self.pairs_of: list[set[int]] = [set() for _ in form.costs]
         self.shared_of: list[set[int]] = [set() for _ in form.costs]
-        self.loads: list[list[Load]] = [[] for _ in form.costs]
+        self.loads = list(form.loads)
+        self.untidy_loads = set(range(len(form.costs)))
         self.room = form.room.copy()
         self.constant = 0.0
         self.steps: list[Dependent] = []
         self.is_gone = np.zeros(len(form.costs), dtype=bool)
         self.changed: set[int] = set(range(len(form.costs)))
         self._numbers = itertools.count()
-        for load in form.loads:
-            self.loads[load.node].append(load)
         for pair in form.pairs:
             self.add_pair(pair)
         for shared in form.shared:
@@ -131,26 +131,23 @@ class WorkingForm:
 
     def charge_base_usage(self, node: int) -> None:
         """Usage that a node holds under every strategy is taken off the room."""
-        merged: dict[tuple[int, int], FloatArray] = {}
-        for load in self.loads[node]:
-            merged[load.times] = merged.get(load.times, 0.0) + load.usages
-        self.loads[node] = []
-        for times, usages in merged.items():
-            base = usages.min()
-            if base > 0:
-                self._take_room(times, float(base))
-            if usages.max() > base:
-                self.loads[node].append(Load(node, usages - base, times))
+        if node in self.untidy_loads:
+            self.untidy_loads.discard(node)
+            if self.loads[node]:
+                self.loads[node], base = without_base(self.loads[node], self.room.size)
+                self._take_room(base)
 
     def keep_times(self, keep: NDArray[np.bool_]) -> None:
         """Only the time points marked in ``keep`` remain; what is never live then holds no usage."""
+        if keep.all():
+            return
         index = np.concatenate([[0], np.cumsum(keep)])
         self.room = self.room[keep]
-        for node, loads in enumerate(self.loads):
-            moved = [replace(load, times=_moved(load.times, index)) for load in loads]
-            self.loads[node] = [load for load in moved if load.times[0] < load.times[1]]
-            if len(self.loads[node]) < len(loads):
-                self.changed.add(node)
+        for node, load in enumerate(self.loads):
+            if load:
+                self.loads[node] = disjoint(reindexed(load, index))
+                if not self.loads[node]:
+                    self.changed.add(node)
         for number, shared in self.shared.items():
             times = _moved(shared.times, index)
             usages = shared.usages if times[0] < times[1] else np.zeros_like(shared.usages)
@@ -171,7 +168,7 @@ class WorkingForm:
                 replace(s, producer=number[s.producer], consumers=tuple(number[c] for c in s.consumers))
                 for s in self.shared.values()
             ),
-            loads=tuple(replace(load, node=number[v]) for v in nodes.tolist() for load in self.loads[v]),
+            loads=tuple(self.loads[v] for v in nodes),
             room=self.room,
         ), nodes
 
@@ -187,9 +184,7 @@ class WorkingForm:
 
     def _remap(self, old: int, new: int, index: IntArray) -> None:
         """Everything that named strategies of ``old`` names those of ``new``: s becomes index[s]."""
-        loads = [Load(new, load.usages[index], load.times) for load in self.loads[old]]
-        self.loads[old] = []
-        self.loads[new] += loads
+        self._move_load(old, new, index)
         for number in list(self.pairs_of[old]):
             other, own, others, costs = self.oriented(number, old)
             self._drop_pair(number)
@@ -201,6 +196,22 @@ class WorkingForm:
             shared = self._drop_shared(number)
             self.add_shared(_with_node(shared, old, new, index))
         self.changed.add(new)
+
+    def _move_load(self, old: int, new: int, index: IntArray) -> None:
+        load = self.loads[old]
+        moved = Load(load.starts, load.ends, load.usages[:, index])
+        if old == new:
+            self.loads[new] = moved
+            self.untidy_loads.add(new)
+        else:
+            self.loads[old] = Load(load.starts[:0], load.ends[:0], load.usages[:0])
+            self._add_load(new, moved)
+
+    def _add_load(self, node: int, load: Load) -> None:
+        if load:
+            self.loads[node] = joined(self.loads[node], load) if self.loads[node] else load
+            self.untidy_loads.add(node)
+            self.changed.add(node)
 
     def _tidy(self, pair: Pair) -> Pair:
         """Rows and columns start at 0 (their least price moves to the nodes); equal ones share a class.
@@ -247,10 +258,16 @@ class WorkingForm:
         self.costs[node] = self.costs[node] + costs
         self.changed.add(node)
 
-    def _take_room(self, times: tuple[int, int], usage: float) -> None:
-        self.room[slice(*times)] -= usage
-        if self.room[slice(*times)].min() < 0:
+    def _take_room(self, usage: FloatArray) -> None:
+        """Take usage per time point off the room."""
+        self.room -= usage
+        if self.room.min(initial=0.0) < 0:
             raise NothingFitsError
+
+    def _over(self, times: tuple[int, int], usage: float) -> FloatArray:
+        held = np.zeros_like(self.room)
+        held[slice(*times)] = usage
+        return held
 
     def _settled(self, shared: Shared) -> Shared:
         """Versions that a consumer wants under every strategy are paid by the producer, once and for all."""
@@ -265,18 +282,16 @@ class WorkingForm:
             self._add_costs(shared.producer, costs[shared.produced, version])
             costs[:, version] = np.where(np.isfinite(costs[:, version]), 0.0, np.inf)
             if usages[version]:
-                self._take_room(shared.times, float(usages[version]))
+                self._take_room(self._over(shared.times, float(usages[version])))
                 usages[version] = 0.0
-        return replace(
-            shared, consumers=tuple(consumers), wanted=tuple(wanted), costs=costs, usages=usages
-        )
+        return replace(shared, consumers=tuple(consumers), wanted=tuple(wanted), costs=costs, usages=usages)
 
     def _forbid_unusable(self, shared: Shared) -> None:
         """Forbid producing what some consumer can never take, and wanting what can never be made."""
         is_allowed = np.isfinite(shared.costs)
         for consumer, wanted in zip(shared.consumers, shared.wanted, strict=True):
-            is_taken = is_allowed[:, wanted].any(axis=1)[shared.produced]
-            is_made = is_allowed.any(axis=0)[wanted]
+            is_taken = np.logical_or.reduce(is_allowed[:, wanted], axis=1)[shared.produced]
+            is_made = np.logical_or.reduce(is_allowed, axis=0)[wanted]
             if not is_taken.all():
                 self._add_costs(shared.producer, np.where(is_taken, 0.0, np.inf))
             if not is_made.all():
@@ -285,7 +300,8 @@ class WorkingForm:
     def _add_single_use(self, shared: Shared) -> None:
         (consumer,), (wanted,) = shared.consumers, shared.wanted
         if shared.usages.any():
-            self.loads[consumer].append(Load(consumer, shared.usages[wanted], shared.times))
+            start, end = shared.times
+            self._add_load(consumer, Load(np.array([start]), np.array([end]), shared.usages[wanted][None]))
         if consumer == shared.producer:
             self._add_costs(consumer, shared.costs[shared.produced, wanted])
         else:

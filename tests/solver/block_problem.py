@@ -59,9 +59,12 @@ class Block:
         """Add an operator (``size``: bytes of its result) and its weight; returns its node."""
         factors = FACTORS[kind]
         strategies = list(itertools.product(factors, repeat=len(self.mesh)))
-        shards = np.array([
-            math.prod(n for n, f in zip(self.mesh, s, strict=True) if f not in ("none", "R", "P")) for s in strategies
-        ])
+        shards = np.array(
+            [
+                math.prod(n for n, f in zip(self.mesh, s, strict=True) if f not in ("none", "R", "P"))
+                for s in strategies
+            ]
+        )
         node = len(self.nodes)
         self.nodes.append(Node(work / shards / OPERATIONS_PER_S + 5e-6, size / shards, name=name))
         self.produced[node] = (self.layouts([tuple(factors[f][2] for f in s) for s in strategies]), size)
@@ -69,14 +72,14 @@ class Block:
             wanted = self.layouts([tuple(factors[f][0][position] for f in s) for s in strategies])
             self.uses.setdefault(operand, []).append((node, wanted))
         if weight:
-            self._weight(f"{name}.weight", node, weight, [tuple(factors[f][1] for f in s) for s in strategies])
+            self._weight(
+                f"{name}.weight", node, weight, [tuple(factors[f][1] for f in s) for s in strategies]
+            )
         return node
 
     def _weight(self, name: str, consumer: int, size: float, wanted: list[tuple[str, ...]]) -> None:
         rest = list(itertools.product(("S0", "S1", "R"), repeat=len(self.mesh)))
-        shards = np.array([
-            math.prod(n for n, p in zip(self.mesh, s, strict=True) if p != "R") for s in rest
-        ])
+        shards = np.array([math.prod(n for n, p in zip(self.mesh, s, strict=True) if p != "R") for s in rest])
         node = len(self.nodes)
         self.nodes.append(Node(8 * size / shards / 3e12, 8 * size / shards, name=name))
         self.produced[node] = (self.layouts(rest), size)
@@ -106,7 +109,12 @@ class Block:
 
 
 def block_problem(
-    mesh: tuple[int, ...], *, layers: int = 1, tokens: int = 65_536, width: int = 4096, limit: float = math.inf
+    mesh: tuple[int, ...],
+    *,
+    layers: int = 1,
+    tokens: int = 65_536,
+    width: int = 4096,
+    limit: float = math.inf,
 ) -> Problem:
     """``layers`` blocks in a row; ``limit`` is the usage limit in bytes."""
     block = Block(mesh)
@@ -114,21 +122,26 @@ def block_problem(
     x = block.operator("input", "pointwise", (), size, 0.0)
     matmul = 6.0 * tokens * width * width
     for layer in range(layers):
+
         def name(part: str, layer: int = layer) -> str:
             return f"{layer}.{part}"
 
         a = block.operator(name("norm1"), "norm", (x,), size, size, weight=2.0 * width)
         q, k, v = (
-            block.operator(name(p), "linear", (a,), size, matmul, weight=2.0 * width**2) for p in ("q", "k", "v")
+            block.operator(name(p), "linear", (a,), size, matmul, weight=2.0 * width**2)
+            for p in ("q", "k", "v")
         )
-        q, k = (block.operator(name(p), "pointwise", (o,), size, size) for p, o in (("rope_q", q), ("rope_k", k)))
+        q, k = (
+            block.operator(name(p), "pointwise", (o,), size, size) for p, o in (("rope_q", q), ("rope_k", k))
+        )
         o = block.operator(name("sdpa"), "attention", (q, k, v), size, matmul / 2)
         o = block.operator(name("o"), "linear", (o,), size, matmul, weight=2.0 * width**2)
         h = block.operator(name("add1"), "sum", (x, o), size, size)
         a = block.operator(name("norm2"), "norm", (h,), size, size, weight=2.0 * width)
         wide = (hidden * size, hidden * matmul)
         gate, up = (
-            block.operator(name(p), "linear", (a,), *wide, weight=2.0 * hidden * width**2) for p in ("gate", "up")
+            block.operator(name(p), "linear", (a,), *wide, weight=2.0 * hidden * width**2)
+            for p in ("gate", "up")
         )
         s = block.operator(name("silu"), "pointwise", (gate,), hidden * size, size)
         m = block.operator(name("mul"), "sum", (s, up), hidden * size, size)
