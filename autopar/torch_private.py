@@ -9,8 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._subclasses.fake_tensor
 import torch.utils._pytree
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
 def all_reduce_now(tensor: Tensor, operation: str, group_name: str) -> Tensor:
@@ -48,7 +52,7 @@ def is_operator(target: object) -> bool:
 
 
 def operator_arguments(operator: Any) -> tuple[tuple[str, bool, Any, bool], ...]:
-    """Return ``(name, is keyword only, default, is written to)`` of each argument (``OpOverload._schema``)."""
+    """Return ``(name, is keyword only, default, is written to)`` of each argument, by ``_schema``."""
     return tuple(
         (a.name, a.kwarg_only, a.default_value, bool(a.alias_info and a.alias_info.is_write))
         for a in operator._schema.arguments
@@ -76,3 +80,79 @@ def rebuild(leaves: list[Any], structure: Any) -> Any:
 def write_structure(structure: Any) -> str:
     """Return a tree's structure as text; raises NotImplementedError for a class that torch cannot write."""
     return torch.utils._pytree.treespec_dumps(structure)
+
+
+def fake_mode() -> Any:
+    """Return a context in which new tensors know their device and shape but hold no memory.
+
+    ``torch._subclasses.fake_tensor.FakeTensorMode``; ``torch.export`` takes modules of such tensors.
+    Tried on 2.13.
+    """
+    return torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class PendingParameter(torch.Tensor):
+    """A plain parameter that can become a DTensor and stay the same object.
+
+    ``torch.utils.swap_tensors`` exchanges what two tensor objects are, but wants the same ``__slots__``, and
+    a DTensor has two of its own (read on 2.11 and 2.13). A parameter of this class has them too, unused, and
+    is in every other way an ordinary dense ``nn.Parameter``: an optimizer that holds it keeps holding it.
+    """
+
+    __slots__ = tuple(DTensor.__slots__)
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __new__(cls, data: Tensor, requires_grad: bool) -> PendingParameter:
+        parameter = torch.Tensor._make_subclass(cls, data.detach(), requires_grad)
+        parameter._is_param = True  # what isinstance(…, nn.Parameter) asks (torch.nn.parameter)
+        return parameter
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PendingParameter:
+        if id(self) not in memo:
+            copy = PendingParameter(
+                self.detach().clone(memory_format=torch.preserve_format), self.requires_grad
+            )
+            memo[id(self)] = copy
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        return torch.nn.Parameter(self.detach(), self.requires_grad).__reduce_ex__(protocol)
+
+    def __repr__(self) -> str:
+        return f"Parameter containing:\n{self.detach()!r}"
+
+
+def can_swap(left: Tensor, right: Tensor) -> bool:
+    """Return whether ``torch.utils.swap_tensors`` takes the two: their classes have the same slots."""
+    swappable = (DTensor, PendingParameter)
+    return type(left) is type(right) or (isinstance(left, swappable) and isinstance(right, swappable))
+
+
+def adopt_parameters(module: FSDPModule) -> None:
+    """Make FSDP2 use the parameter objects that now sit in its modules, as it does before its first forward.
+
+    ``FSDPParam.reset_sharded_param``; the list of groups has other names on 2.11 and 2.13.
+    """
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:
+        groups = [state._fsdp_param_group] if state._fsdp_param_group is not None else []
+    for group in groups:
+        for parameter in group.fsdp_params:
+            parameter.reset_sharded_param()
+
+
+def flatten_axes(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
+    """Return a mesh of one axis made of several (``DeviceMesh._flatten``, on 2.11 and 2.13)."""
+    return mesh[names[0]] if len(names) == 1 else mesh[names]._flatten("_".join(names))
+
+
+def join_axes(meshes: list[DeviceMesh]) -> DeviceMesh:
+    """Return a mesh of the axes of several, all cut from one root (``DeviceMesh._concatenate``)."""
+    return DeviceMesh._concatenate(meshes)
+
+
+def add_axis_of_one(mesh: DeviceMesh, name: str) -> DeviceMesh:
+    """Return a one-axis mesh with an inner axis of one rank added (``DeviceMesh._unflatten``)."""
+    assert mesh.mesh_dim_names is not None
+    return mesh._unflatten(0, (mesh.size(), 1), (mesh.mesh_dim_names[0], name))

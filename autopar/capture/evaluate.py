@@ -19,7 +19,7 @@ __all__ = ["Elementwise", "Evaluator", "rows_of"]
 
 HELD_ELEMENTS = 2**26
 """Larger tensors are never made whole: 64 MiB as booleans."""
-ELEMENTWISE = {"__and__", "__or__", "__xor__", "expand", "expand_as"}
+ELEMENTWISE = {"__and__", "__or__", "__xor__", "expand", "expand_as", "to"}
 """Elementwise operators (or broadcasts) that torch does not tag as such."""
 
 
@@ -80,6 +80,8 @@ class Evaluator:
         shape = self.trace.tensors[slot].shape
         if _is_elementwise(call):
             return self._elementwise(call, operands, shape)
+        if _only_leads(call, len(shape)) and isinstance(given := operands[call.arguments[0]], Elementwise):
+            return Elementwise(given.call, given.operands, (1, *given.shape))
         if _elements(shape) > HELD_ELEMENTS or not all(
             isinstance(each, Tensor) for each in operands.values()
         ):
@@ -102,6 +104,11 @@ class Evaluator:
 
 def _is_elementwise(call: Call) -> bool:
     return bool(call.reads) and (torch.Tag.pointwise in call.target.tags or call.name in ELEMENTWISE)
+
+
+def _only_leads(call: Call, rank: int) -> bool:
+    """Whether a call only puts a dim of size 1 before the last two."""
+    return call.name == "unsqueeze" and call.arguments[1] % rank < rank - 2
 
 
 def _apply(call: Call, operands: dict[Slot, Any]) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopar.capture.constants import KeepConstants
 from autopar.capture.inputs import Example, module_device
 from autopar.capture.sources import error_line
+from autopar.capture.stand_ins import stand_ins
 from autopar.errors import CaptureError
 from autopar.torch_private import write_structure
 
@@ -29,8 +29,7 @@ def export(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
     with ExitStack() as stack:
         stack.enter_context(_training(module))
         if device is not None and device.type == "meta":
-            stack.enter_context(device)
-            stack.enter_context(KeepConstants(device))
+            example = stack.enter_context(stand_ins(module, example))
         stack.enter_context(_quiet())
         try:
             return torch.export.export(module, example.args, example.kwargs, strict=False)
@@ -79,7 +78,13 @@ def _explain(module: nn.Module, error: Exception) -> str:
             f"{where}\nWhat runs here depends on the values of a tensor; a plan must hold for all values. "
             "Compute both sides and choose with torch.where, or move this decision out of the forward."
         )
-    return f"{where}\n{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    message = (str(error).strip() or "no message").splitlines()[0]
+    if "devices" in message and "meta" in message:
+        message += (
+            "\nA tensor that is neither a parameter nor a buffer of the module has no values on the meta "
+            "device: register it with register_buffer, or build the module on the cpu."
+        )
+    return f"{where}\n{kind}: {message}"
 
 
 def output_tree(program: torch.export.ExportedProgram) -> str:

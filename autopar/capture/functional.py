@@ -60,9 +60,12 @@ class _Memory:
         self.calls: list[Call] = []
         self.places: dict[int, _Place] = {}
         self.versions: dict[int, int] = {}
+        self.second_names: dict[int, int] = {}
+        """What an in-place call returns is the tensor that it wrote to."""
 
     def process(self, call: Call) -> None:
         """Adds a call, or what stands for it."""
+        call = call.with_slots(lambda slot: Slot(self._first_name(slot.index)))
         written = _written(call)
         if written is None:
             self.calls.append(self._up_to_date(call))
@@ -74,6 +77,7 @@ class _Memory:
 
     def read(self, slot: int, reader: Call | None = None) -> Slot:
         """Returns the slot that holds a tensor's value now, for a call that reads it."""
+        slot = self._first_name(slot)
         place = self.places.get(slot)
         if place is None:
             return Slot(slot)
@@ -93,16 +97,20 @@ class _Memory:
     def _up_to_date(self, call: Call) -> Call:
         return call.with_slots(lambda slot: self.read(slot.index, call))
 
+    def _first_name(self, slot: int) -> int:
+        return self.second_names.get(slot, slot)
+
     def _place(self, slot: int) -> _Place:
         return self.places.setdefault(slot, _Place(owner=slot, current=Slot(slot)))
 
     def _record_views(self, call: Call) -> None:
         if call.aliases is None:
             return
-        owner = self._place(call.aliases).owner
+        viewed = self._first_name(call.aliases)
+        owner = self._place(viewed).owner
         for slot in call.results:
             view = None if call.returns_list else call
-            self.places[slot] = _Place(owner, call.aliases, view, self.versions.get(owner, 0), Slot(slot))
+            self.places[slot] = _Place(owner, viewed, view, self.versions.get(owner, 0), Slot(slot))
 
     def _add(self, call: Call, tensor: TracedTensor, at: Call) -> Slot:
         """Adds a call with one result, as if the user had written it where ``at`` is."""
@@ -116,8 +124,7 @@ class _Memory:
         self._refuse_held(call, owner)
         value: Slot | None = self._functional(call, written)
         version = self.versions[owner] = self.versions.get(owner, 0) + 1
-        for result in call.results:
-            self.places[result] = _Place(owner, written, None, version, value)
+        self.second_names.update((result, written) for result in call.results)
         slot: int | None = written
         while slot is not None:
             place = self.places[slot]

@@ -50,7 +50,8 @@ class Symbol:
     """An argument that is a torch object: ``Symbol("dtype", "float32")``.
 
     ``kind`` is one of ``dtype``, ``device``, ``layout``, ``memory_format``, or ``training`` (the module's
-    training flag, where the captured call was told that it trains).
+    training flag, where the captured call was told that it trains). Devices are all ``default``: the one on
+    which the program runs.
     """
 
     kind: str
@@ -86,7 +87,11 @@ class Parameter:
     value: str
     """Name of its value in the segment type."""
     path: str
-    """Path relative to the segment's module: ``attn.q.weight``."""
+    """Path relative to the segment's module: ``attn.q.weight``.
+
+    For runs of the root module it is the name that ``named_parameters()`` lists. In a block, tied weights go
+    by a name inside the block, which may be an alias: see ``GraphParameter.alias_of``.
+    """
     is_buffer: bool = False
 
 

@@ -14,7 +14,7 @@ from autopar.capture.graph import GraphInput, Value
 from autopar.capture.names import Namer
 from autopar.torch_private import flatten_with_paths, rebuild
 
-__all__ = ["Example", "graph_inputs", "module_device", "prepare"]
+__all__ = ["Example", "graph_inputs", "module_device", "prepare", "with_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,16 @@ def prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         if isinstance(tensor, Tensor)
     )
     return Example(fit_args, fit_kwargs, tensors)
+
+
+def with_tensors(example: Example, tensors: list[Tensor]) -> Example:
+    """Returns an example with other tensors in the same places."""
+    leaves, structure = flatten_with_paths((example.args, example.kwargs))
+    fresh = iter(tensors)
+    given = [next(fresh) if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
+    args, kwargs = rebuild(given, structure)
+    paths = [path for path, _ in example.tensors]
+    return Example(args, kwargs, tuple(zip(paths, tensors, strict=True)))
 
 
 def _fit(leaf: Any, device: torch.device | None) -> Any:

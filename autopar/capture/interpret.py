@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from autopar.capture.graph import Argument, Graph, Operator, Ref, SegmentCall, SegmentType, Symbol
 from autopar.torch_private import flatten_with_paths
 
-__all__ = ["interpret", "operator_function"]
+__all__ = ["TRAINING_PROBABILITIES", "interpret", "operator_function"]
+
+TRAINING_PROBABILITIES = {"aten.scaled_dot_product_attention.default": 4}
+"""Operators with no training flag of their own: which argument is a dropout probability, 0 in evaluation."""
 
 
 def interpret(
@@ -61,9 +64,12 @@ def _run_operator(
             return [real(each) for each in argument]
         return argument
 
-    function = operator_function(operator.target)
+    arguments = [real(argument) for argument in operator.arguments]
+    probability = TRAINING_PROBABILITIES.get(operator.target)
+    if probability is not None and not training and len(arguments) > probability:
+        arguments[probability] = 0.0
     keywords = {name: real(argument) for name, argument in operator.keywords}
-    result = function(*(real(argument) for argument in operator.arguments), **keywords)
+    result = operator_function(operator.target)(*arguments, **keywords)
     results = (result,) if isinstance(result, Tensor) else result
     values.update((name, each) for name, each in zip(operator.results, results, strict=True) if name)
 
