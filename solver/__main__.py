@@ -29,9 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(_as_json(found, peak), indent=2))
     else:
-        print(
-            f"{found.status}: cost {found.cost:,.0f}, lower bound {found.lower_bound:,.0f}, {found.wall_s:.1f} s"
-        )
+        bound = f"lower bound {found.lower_bound:,.0f}"
+        print(f"{found.status}: cost {found.cost:,.0f}, {bound}, {found.wall_s:.1f} s ({found.method})")
     return 0
 
 

@@ -1,0 +1,160 @@
+"""Every method finds the optimum that enumeration finds, on small random problems."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from block_problem import block_problem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_problems import random_problem
+
+from solver import Problem, Solution, Status, evaluate, smallest_usage, solve, solve_by_enumeration
+from solver.elimination import solve_by_elimination
+from solver.local_search import solve_by_local_search
+from solver.normal_form import normal_form
+from solver.planning_ilp import solve_by_pulp
+from solver.presolve import presolve
+from solver.pricing import fits, picks_cost
+from solver.sparse_ilp import solve_by_sparse_ilp
+from solver.usage_prices import bracket_by_prices
+
+PROBLEMS = range(300)
+"""Half of them with a limit that is likely to bind."""
+
+ILPS = (solve_by_pulp, solve_by_sparse_ilp)
+
+
+def agree(found: Solution, oracle: Solution, constant: float = 0.0) -> bool:
+    """Same status and cost, and a bound that is one."""
+    if found.status != oracle.status:
+        return False
+    if found.choice is None:
+        return True
+    is_bounded = found.lower_bound <= found.cost and found.lower_bound + constant <= oracle.cost + 1e-9
+    return is_bounded and math.isclose(found.cost + constant, oracle.cost, rel_tol=1e-6, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("chunk", range(0, len(PROBLEMS), 50))
+def test_solve_equals_enumeration(chunk: int) -> None:
+    for seed in PROBLEMS[chunk : chunk + 50]:
+        problem = random_problem(seed)
+        found, oracle = solve(problem), solve_by_enumeration(problem)
+        assert agree(found, oracle), (seed, found, oracle)
+        if found.choice is not None:
+            price = evaluate(problem, found.choice)
+            assert price.cost == found.cost
+            assert price.fits(problem.usage_limit)
+
+
+@pytest.mark.parametrize("ilp", ILPS)
+@pytest.mark.parametrize("is_reduced", [False, True])
+def test_both_ilps_equal_enumeration_with_and_without_presolve(ilp, is_reduced: bool) -> None:
+    for seed in PROBLEMS[:200]:
+        problem = random_problem(seed)
+        oracle = solve_by_enumeration(problem)
+        form, constant = normal_form(problem), 0.0
+        if is_reduced:
+            reduced = presolve(form)
+            if reduced is None:
+                assert oracle.status is Status.infeasible, seed
+                continue
+            form, constant = reduced.form, reduced.constant
+        if form.costs and all(costs.size for costs in form.costs):
+            found = ilp(form, time_limit_s=20, gap=1e-6)
+            assert agree(found, oracle, constant), (seed, found, oracle)
+
+
+def test_elimination_equals_enumeration_where_nothing_is_limited() -> None:
+    solved = 0
+    for seed in PROBLEMS:
+        problem = replace(random_problem(seed), usage_limit=math.inf)
+        form = normal_form(problem)
+        if all(costs.size for costs in form.costs):
+            found = solve_by_elimination(form)
+            assert agree(found, solve_by_enumeration(problem)), seed
+            solved += found.choice is not None
+    assert solved >= 200
+
+
+def test_presolve_translates_every_pick_at_its_price() -> None:
+    for seed in PROBLEMS:
+        problem = random_problem(seed)
+        reduced = presolve(normal_form(problem))
+        if reduced is None:
+            continue
+        for picks in itertools.islice(itertools.product(*(range(c.size) for c in reduced.form.costs)), 50):
+            cost = picks_cost(reduced.form, picks) + reduced.constant
+            price = evaluate(problem, reduced.choice(picks))
+            assert not math.isfinite(cost) or math.isclose(cost, price.cost, abs_tol=1e-9), seed
+            assert not fits(reduced.form, picks) or price.fits(problem.usage_limit), seed
+
+
+def test_prices_on_usage_bracket_the_optimum_and_local_search_fits() -> None:
+    for seed in PROBLEMS[:200]:
+        problem = random_problem(seed)
+        oracle, reduced = solve_by_enumeration(problem), presolve(normal_form(problem))
+        if reduced is None or not reduced.form.costs:
+            continue
+        bracket = bracket_by_prices(reduced.form, time_limit_s=20, gap=1e-6)
+        assert bracket.lower_bound + reduced.constant <= oracle.cost + 1e-9, seed
+        assert bracket.cost + reduced.constant >= oracle.cost - 1e-9, seed
+        picks = solve_by_local_search(reduced.form, time_limit_s=0.01)
+        assert picks is None or fits(reduced.form, picks), seed
+        assert picks is None or picks_cost(reduced.form, picks) + reduced.constant >= oracle.cost - 1e-9, seed
+
+
+def test_smallest_usage_equals_enumeration() -> None:
+    for seed in PROBLEMS[:120]:
+        problem = random_problem(seed)
+        choices = itertools.product(*(range(node.costs.size) for node in problem.nodes))
+        prices = [price for price in (evaluate(problem, c) for c in choices) if math.isfinite(price.cost)]
+        found = smallest_usage(problem)
+        if not prices:
+            assert found.status is Status.infeasible, seed
+            continue
+        price = evaluate(problem, found.choice)
+        assert price.peak_usage == pytest.approx(min(p.peak_usage for p in prices)), seed
+        assert price.cost == found.cost, seed
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-9, 1e-3, 1e3, 1e9]))
+def test_the_unit_of_cost_does_not_matter(seed: int, scale: float) -> None:
+    problem = random_problem(seed)
+    scaled = Problem(
+        tuple(replace(node, costs=node.costs * scale) for node in problem.nodes),
+        tuple(replace(edge, costs=edge.costs * scale) for edge in problem.edges),
+        tuple(replace(fan, costs=fan.costs * scale) for fan in problem.fans),
+        problem.usage_limit,
+    )
+    found, oracle = solve(scaled), solve_by_enumeration(problem)
+    assert found.status == oracle.status
+    assert found.choice is None or math.isclose(
+        found.cost, oracle.cost * scale, rel_tol=1e-6, abs_tol=1e-9 * scale
+    )
+
+
+@pytest.mark.parametrize("mesh", [(8,), (2, 4), (8, 8)])
+def test_elimination_equals_the_ilp_on_a_block(mesh: tuple[int, ...]) -> None:
+    form = presolve(normal_form(block_problem(mesh))).form
+    eliminated, stated = solve_by_elimination(form), solve_by_pulp(form, time_limit_s=60, gap=1e-6)
+    assert eliminated.cost == pytest.approx(stated.cost, rel=1e-9)
+
+
+def test_both_ilps_agree_on_a_block_that_must_save_memory() -> None:
+    problem = block_problem((2, 4))
+    most = evaluate(problem, solve(problem).choice).peak_usage
+    least = evaluate(problem, smallest_usage(problem).choice).peak_usage
+    for share in np.linspace(0.05, 0.95, 4):
+        tight = replace(problem, usage_limit=least + share * (most - least))
+        reduced = presolve(normal_form(tight))
+        stated, sparse = (ilp(reduced.form, time_limit_s=60, gap=1e-6) for ilp in ILPS)
+        assert stated.cost == pytest.approx(sparse.cost, rel=1e-6)
+        assert solve(tight).cost == pytest.approx(stated.cost + reduced.constant, rel=1e-6)
+    assert solve(replace(problem, usage_limit=least * 0.99)).status is Status.infeasible
+    assert solve(replace(problem, usage_limit=least)).status is Status.optimal
