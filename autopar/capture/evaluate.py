@@ -88,7 +88,7 @@ class Evaluator:
             return None
         for each in call.reads:
             tensor = self.trace.tensors[each]
-            whole = operands.get(Slot(each), torch.zeros((), dtype=tensor.dtype))
+            whole: Any = operands.get(Slot(each), torch.zeros((), dtype=tensor.dtype))
             operands[Slot(each)] = whole.expand(tensor.shape)
         return _without_repeats(_apply(call, operands))
 

@@ -14,7 +14,7 @@ from autopar.capture.graph import Graph, GraphInput, GraphParameter
 from autopar.capture.inputs import graph_inputs, prepare
 from autopar.capture.masks import drop_constant_masks
 from autopar.capture.parameters import ParameterNames, list_parameters, merge_tied
-from autopar.capture.segments import Run, cut, repeated_blocks
+from autopar.capture.segments import Run, cut, repeated_blocks, repeated_calls
 from autopar.capture.simplify import copy_held_outputs, drop_identities, drop_unused
 from autopar.capture.trace import Call, Trace, trace_program
 from autopar.capture.wiring import wire
@@ -82,4 +82,5 @@ def _cut(trace: Trace, names: ParameterNames, module: nn.Module) -> list[Run]:
         held = (trace.parameters[slot] for slot in call.reads if slot in trace.parameters)
         return any(names.inside(name, block) is None for name in held)
 
-    return cut(trace.calls, repeated_blocks(module), is_foreign)
+    blocks = repeated_blocks(module)
+    return cut(trace.calls, blocks | repeated_calls(module, trace.calls, blocks), is_foreign)

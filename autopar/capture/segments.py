@@ -11,7 +11,7 @@ from torch import nn
 
 from autopar.capture.trace import Call
 
-__all__ = ["Run", "cut", "repeated_blocks"]
+__all__ = ["Run", "cut", "repeated_blocks", "repeated_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,24 @@ def repeated_blocks(module: nn.Module, path: str = "") -> frozenset[str]:
         repeated = {name for name, child in children if count[type(child)] > 1}
     inner = (repeated_blocks(child, prefix + name) for name, child in children if name not in repeated)
     return frozenset(prefix + name for name in repeated).union(*inner)
+
+
+def repeated_calls(module: nn.Module, calls: list[Call], blocks: frozenset[str]) -> frozenset[str]:
+    """Returns the paths of composite modules that run more than once, outermost first.
+
+    Modules in a block, or around one, do not count: the blocks do.
+    """
+    called_again = {each.partition("@")[0] for call in calls for each in call.modules if "@" in each}
+    found: set[str] = set()
+    for path in sorted(called_again, key=len):
+        is_apart = not any(_is_inside(path, each) or _is_inside(each, path) for each in (*blocks, *found))
+        if is_apart and _is_composite(module.get_submodule(path)):
+            found.add(path)
+    return frozenset(found)
+
+
+def _is_inside(path: str, around: str) -> bool:
+    return path == around or path.startswith(f"{around}.") or not around
 
 
 def _is_composite(module: nn.Module) -> bool:

@@ -21,6 +21,9 @@ from autopar.torch_private import is_operator
 
 __all__ = ["Call", "Slot", "Trace", "TracedTensor", "map_slots", "slots_of", "trace_program"]
 
+CONSTANT_ELEMENTS = 2**16
+"""Larger tensors that a forward brings along itself are refused: a graph stores them as numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -156,6 +159,12 @@ def _constant(name: str, tensor: Any) -> Tensor:
         raise CaptureError(
             f"the tensor {name!r} that the forward uses has no values on the meta device: register it with "
             "register_buffer, or build the model on the cpu"
+        )
+    if tensor.numel() > CONSTANT_ELEMENTS or tensor.is_complex():
+        raise CaptureError(
+            f"the tensor {name!r} that the forward uses ({list(tensor.shape)}, {tensor.dtype}) is neither a "
+            "parameter nor a buffer, and too much to write into a plan: register it with "
+            "register_buffer(…, persistent=False)"
         )
     return tensor.detach().cpu()
 

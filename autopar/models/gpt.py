@@ -104,9 +104,9 @@ class GPT(nn.Module):
     def _shrink_residual_branches(self) -> None:
         """Keeps the residual stream's variance independent of depth, as GPT-2 does."""
         std = INITIAL_STD / (2 * self.config.layers) ** 0.5
-        for layer in self.layers:
-            nn.init.normal_(layer.attention.out.weight, std=std)
-            nn.init.normal_(layer.feed_forward.down.weight, std=std)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
+                nn.init.normal_(parameter, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)

@@ -90,6 +90,19 @@ def test_a_loose_tensor_on_meta_is_named_as_the_cause() -> None:
     assert module.weight.is_meta
 
 
+def test_a_large_tensor_that_is_no_buffer_is_refused() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.zeros(1000, 1000)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.table[0, 0]).sum()
+
+    with pytest.raises(CaptureError, match=r"'table'.*register_buffer"):
+        capture(Table(), (X,))
+
+
 def test_modes_and_parameters_are_restored_after_a_failure() -> None:
     class Late(Failing):
         def __init__(self) -> None:

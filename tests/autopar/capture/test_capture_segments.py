@@ -122,6 +122,39 @@ def test_a_block_called_twice_is_two_calls() -> None:
     check(module, graph, X)
 
 
+def test_one_module_called_again_and_again_is_a_block() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = self.block(x)
+            return x.sum()
+
+    module = Shared()
+    graph = capture(module, (X,))
+    assert calls(graph) == [*[("Block", "block")] * 3, ("Root0", "")]
+    check(module, graph, X)
+
+
+def test_an_encoder_called_twice_is_cut_at_its_blocks() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = Stack(Block(), Block())
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.encoder(x) * self.encoder(y)
+
+    module = Siamese()
+    graph = capture(module, (X, X))
+    assert [where for _, where in calls(graph) if where] == ["encoder.layers.0", "encoder.layers.1"] * 2
+    assert len({kind for kind, where in calls(graph) if where}) == 1
+    check(module, graph, X, X)
+
+
 def test_a_block_whose_operators_are_interleaved_stays_with_the_root() -> None:
     class Halves(Block):
         def first(self, x: Tensor) -> Tensor:
