@@ -156,3 +156,8 @@ def add_axis_of_one(mesh: DeviceMesh, name: str) -> DeviceMesh:
     """Return a one-axis mesh with an inner axis of one rank added (``DeviceMesh._unflatten``)."""
     assert mesh.mesh_dim_names is not None
     return mesh._unflatten(0, (mesh.size(), 1), (mesh.mesh_dim_names[0], name))
+
+
+def read_structure(text: str) -> Any:
+    """Return the structure that ``write_structure`` wrote; for ``rebuild``."""
+    return torch.utils._pytree.treespec_loads(text)

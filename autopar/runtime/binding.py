@@ -1,0 +1,51 @@
+"""Generated forwards on the user's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from autopar.errors import ModelError
+from autopar.runtime.axis import Axis
+
+__all__ = ["bind"]
+
+
+def bind(
+    module: nn.Module,
+    forwards: Mapping[str, Callable[..., Any]],
+    axes: Mapping[str, Axis],
+    *,
+    compile_forwards: bool = False,
+) -> None:
+    """Make submodules run generated forwards, and give them their ``axes``.
+
+    ``forwards`` maps the path of a submodule (empty for the root) to a function whose first argument is
+    ``self``. It is bound as an attribute of the instance: the module stays an object of its class, with its
+    parameters, hooks and children. With ``compile_forwards`` each distinct function but the root's is
+    compiled, once for all modules that run it; hooks, FSDP2's among them, stay outside.
+
+    Raises ModelError when a module has an attribute ``axes`` of its own.
+    """
+    compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+    for path, forward in forwards.items():
+        target = module.get_submodule(path)
+        _give_axes(target, path, axes)
+        if compile_forwards and path:
+            forward = compiled.setdefault(forward, torch.compile(forward))
+        target.forward = MethodType(forward, target)
+
+
+def _give_axes(target: nn.Module, path: str, axes: Mapping[str, Axis]) -> None:
+    before = getattr(target, "axes", None)
+    is_ours = isinstance(before, dict) and all(isinstance(axis, Axis) for axis in before.values())
+    if before is not None and not is_ours:
+        raise ModelError(
+            f"module '{path}' ({type(target).__name__}) has an attribute 'axes', which generated "
+            "forwards need: rename it"
+        )
+    target.axes = dict(axes)

@@ -1,0 +1,67 @@
+"""Data parallelism by FSDP2: parameters at rest sharded or replicated over data axes, gradients summed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from autopar.runtime.identity import holders, replace
+from autopar.runtime.mesh import Mesh
+from autopar.torch_private import add_axis_of_one, adopt_parameters, flatten_axes, join_axes
+
+__all__ = ["shard_data"]
+
+
+def shard_data(
+    module: nn.Module,
+    blocks: Iterable[str],
+    mesh: Mesh,
+    *,
+    replicate_axes: Sequence[str] = (),
+    shard_axes: Sequence[str] = (),
+    reshard_after_forward: bool = True,
+    precision: MixedPrecisionPolicy | None = None,
+) -> None:
+    """Hand the module to FSDP2, block by block, over the data axes.
+
+    Along ``shard_axes`` each rank keeps a part of every parameter, its gradient and optimizer state (ZeRO-3;
+    with ``reshard_after_forward`` false ZeRO-2: what forward gathered is kept for backward). Along
+    ``replicate_axes`` it keeps the same as the others. Gradients are *summed* over both, for losses are
+    already shares of the mean over the global batch. ``blocks`` names the submodules that gather and reduce
+    as one; what is left belongs to the root. A parameter that is a DTensor over model axes becomes one over
+    data and model axes. Dim 0 need not divide evenly.
+
+    Parameter objects stay the same after ``keep_identity``. FSDP2 takes two model axes at most.
+    """
+    replicate, shard = mesh.wide(replicate_axes), mesh.wide(shard_axes)
+    if not replicate and not shard:
+        return
+    assert mesh.device_mesh is not None
+    options = {
+        "mesh": _data_mesh(mesh.device_mesh, replicate, shard),
+        "mp_policy": precision or MixedPrecisionPolicy(),
+    }
+    before = list(holders(module))
+    for path in sorted(set(blocks), key=lambda path: -path.count(".")):
+        fully_shard(module.get_submodule(path), reshard_after_forward=reshard_after_forward, **options)
+    fully_shard(module, **options)
+    for holder in before:
+        owner, attribute = holder.places[0]
+        replace(holder, getattr(owner, attribute))
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            adopt_parameters(part)
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
+
+
+def _data_mesh(mesh: DeviceMesh, replicate: tuple[str, ...], shard: tuple[str, ...]) -> DeviceMesh:
+    """FSDP2's mesh: one axis that shards, or one that replicates and one that shards."""
+    if not replicate:
+        return flatten_axes(mesh, shard)
+    if not shard:
+        return add_axis_of_one(flatten_axes(mesh, replicate), "whole")
+    return join_axes([flatten_axes(mesh, replicate), flatten_axes(mesh, shard)])

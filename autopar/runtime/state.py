@@ -1,0 +1,157 @@
+"""State dicts in the plain model's names, whole shapes and row order, from and to sharded modules.
+
+After ``speak_plain_state``:
+
+- ``module.load_state_dict(plain)`` takes the plain model's whole tensors, the same on every rank, as well as
+  DTensors of this or another layout;
+- ``module.state_dict()`` holds DTensors whose whole tensors are the plain model's, so that
+  ``torch.distributed.checkpoint`` saves and loads them in shards, for any other plan too;
+- ``full_state_dict(module)`` holds plain tensors.
+
+All of these communicate: every rank must call them. Optimizer states go through ``full_optimizer_state``
+and ``load_full_optimizer_state``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from autopar.runtime.identity import holders
+from autopar.runtime.parameter import to_plain_order, to_stored_order
+
+__all__ = [
+    "clip_grad_norm",
+    "full_gradients",
+    "full_optimizer_state",
+    "full_state_dict",
+    "load_full_optimizer_state",
+    "speak_plain_state",
+]
+
+Orders = Mapping[str, tuple[tuple[int, Tensor], ...]]
+"""``orders_at_rest``: by name, the dims whose rows are stored in another order than the plain model's."""
+
+
+def speak_plain_state(module: nn.Module, orders: Orders) -> None:
+    """Teach the module's ``state_dict`` and ``load_state_dict`` the plain model's tensors.
+
+    Call it last, when all parameters are what they will be at rest.
+    """
+    for holder in holders(module):
+        order = orders.get(holder.names[0], ())
+        for owner, attribute in holder.places:
+            if isinstance(holder.parameter, DTensor):
+                owner.register_load_state_dict_pre_hook(_Load(attribute, holder.parameter, order))
+            if order:
+                owner.register_state_dict_post_hook(_Save(attribute, order))
+
+
+class _Load:
+    """Before loading: turn what is given for one parameter into a DTensor stored as the parameter is."""
+
+    def __init__(self, attribute: str, parameter: DTensor, order: tuple[tuple[int, Tensor], ...]) -> None:
+        self.attribute, self.parameter, self.order = attribute, parameter, order
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        key = prefix + self.attribute
+        given = state.get(key)
+        if not isinstance(given, Tensor) or given.shape != self.parameter.shape:
+            return  # missing or wrong: load_state_dict reports it
+        if isinstance(given, DTensor) and not self.order and given.device_mesh == self.parameter.device_mesh:
+            return
+        whole = given.full_tensor() if isinstance(given, DTensor) else given
+        state[key] = _sharded_like(self.parameter, to_stored_order(whole, self.order))
+
+
+class _Save:
+    """After ``state_dict``: put one parameter's rows in the plain model's order."""
+
+    def __init__(self, attribute: str, order: tuple[tuple[int, Tensor], ...]) -> None:
+        self.attribute, self.order = attribute, order
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        key = prefix + self.attribute
+        if isinstance(state.get(key), DTensor):
+            state[key] = _sharded_like(state[key], to_plain_order(state[key].full_tensor(), self.order))
+
+
+@torch.no_grad()
+def _sharded_like(parameter: DTensor, whole: Tensor) -> DTensor:
+    """The rank's shard of a whole tensor that every rank has."""
+    whole = whole.detach().to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def full_state_dict(module: nn.Module) -> dict[str, Any]:
+    """The module's state as the plain model has it: whole tensors, on every rank, copies."""
+    return {
+        name: _full(value) if isinstance(value, Tensor) else value
+        for name, value in module.state_dict().items()
+    }
+
+
+def _full(value: Tensor) -> Tensor:
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+
+
+def full_gradients(module: nn.Module, orders: Orders) -> dict[str, Tensor]:
+    """Every gradient as the plain model has it, by parameter name; parameters without one are left out."""
+    return {
+        holder.names[0]: to_plain_order(_full(holder.parameter.grad), orders.get(holder.names[0], ()))
+        for holder in holders(module)
+        if holder.parameter.grad is not None
+    }
+
+
+def full_optimizer_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, orders: Orders
+) -> dict[str, Any]:
+    """The optimizer's state by parameter name, whole, in the plain model's row order, on every rank."""
+    options = StateDictOptions(full_state_dict=True)
+    return _reordered(
+        get_optimizer_state_dict(module, optimizer, options=options), module, orders, to_plain_order
+    )
+
+
+def load_full_optimizer_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], orders: Orders
+) -> None:
+    """Load what ``full_optimizer_state`` returned, under this or another plan."""
+    options = StateDictOptions(full_state_dict=True)
+    stored = _reordered(state, module, orders, to_stored_order)
+    set_optimizer_state_dict(module, optimizer, stored, options=options)
+
+
+def _reordered(state: Mapping[str, Any], module: nn.Module, orders: Orders, reorder: Any) -> dict[str, Any]:
+    """The state with the rows of every tensor that is shaped like its parameter reordered."""
+    shapes = {holder.names[0]: holder.parameter.shape for holder in holders(module)}
+
+    def turn(name: str, value: Any) -> Any:
+        is_shaped = isinstance(value, Tensor) and name in orders and value.shape == shapes[name]
+        return reorder(value, orders[name]) if is_shaped else value
+
+    moments = {
+        name: {key: turn(name, value) for key, value in entries.items()}
+        for name, entries in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def clip_grad_norm(module: nn.Module, max_norm: float, norm_type: float = 2.0) -> Tensor:
+    """Clip the norm of all gradients together; return what it was, the same on every rank.
+
+    ``torch.nn.utils.clip_grad_norm_`` on ``module.parameters()`` does the same; its result is a DTensor.
+    """
+    norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm, norm_type)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
