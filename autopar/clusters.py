@@ -39,7 +39,9 @@ def _local_profile() -> str:
     for profile in _PROFILES_BY_NAME:
         model, _, memory = profile.partition("-")
         capacity = int(memory.removesuffix("gb") or 0)
-        if model in label and (not capacity or abs(properties.total_memory / 10**9 - capacity) < 0.15 * capacity + 1):
+        if model in label and (
+            not capacity or abs(properties.total_memory / 10**9 - capacity) < 0.15 * capacity + 1
+        ):
             return profile
     raise ClusterError(
         f"there is no profile for {properties.name}: name a cluster, or write a TOML file (known: {', '.join(_PROFILES_BY_NAME)})"
@@ -51,7 +53,9 @@ def cluster_of_plan(plan: Plan) -> Cluster:
     entry = plan.cluster
     try:
         if entry.name.startswith("local:"):
-            return replace(cluster_named(f"{entry.device}:{entry.nodes}x{entry.devices_per_node}"), name=entry.name)
+            return replace(
+                cluster_named(f"{entry.device}:{entry.nodes}x{entry.devices_per_node}"), name=entry.name
+            )
         return cluster_named(entry.name)
     except ClusterError as error:
         raise PlanError(f"the plan's cluster is not known here: {error}") from error

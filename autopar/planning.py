@@ -121,4 +121,3 @@ def _difference(plan: Plan, graph: Graph) -> str:
                 "Plan this model."
             )
     return f"the plan was made for another version of {plan.model.name}: its forward differs. Plan again."
-

@@ -37,7 +37,7 @@ def program_source(sharded: ShardedGraph, title: str) -> str:
         _imports(functions),
         _tables(sharded),
         *(_class(function) for function in functions),
-        _forwards(sharded),
+        _build(sharded),
     ]
     return "\n".join(parts)
 
@@ -247,7 +247,7 @@ def _header(title: str, sharded: ShardedGraph) -> str:
 
 def _imports(functions: Iterable[_Function]) -> str:
     used = set().union(*(function.scope.runtime for function in functions))
-    names = sorted({*used, "Parameter", "Input", "Program"})
+    names = sorted({*used, *_BUILD_NAMES}, key=lambda name: (not name[0].isupper(), name))
     listed = "".join(f"    {name},\n" for name in names)
     return (
         "from __future__ import annotations\n\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n\n"
@@ -263,6 +263,12 @@ def _tables(sharded: ShardedGraph) -> str:
     lines += [f"REPLICATE_AXES = ({_tuple(replicate)})", f"SHARD_AXES = ({_tuple(shard)})"]
     lines += [
         '"""Axes whose ranks hold whole, or sharded, parameters at rest and add up their gradients."""',
+        "",
+    ]
+    model = [quoted(axis.name) for axis in sharded.axes if not axis.is_data]
+    lines += [
+        f"MODEL_AXES = ({_tuple(model)})",
+        '"""Axes along which parameters rest as they are used."""',
         "",
     ]
     lines += [f"RANDOM_AXES = ({_tuple([quoted(name) for name in _random_axes(sharded)])})"]
@@ -354,20 +360,52 @@ def _class(function: _Function) -> str:
     )
 
 
-def _forwards(sharded: ShardedGraph) -> str:
-    blocks: dict[str, list[str]] = {}
-    for call in sharded.graph.calls:
-        if call.module:
-            blocks.setdefault(call.type, []).append(call.module)
-    entries = []
-    for type_name, modules in blocks.items():
-        entries += [f"        {quoted(path)}: {identifier(type_name)}," for path in dict.fromkeys(modules)]
-    listed = "\n".join(entries)
-    table = f"{{\n{listed}\n    }}" if entries else "{}"
-    return (
-        "\nPROGRAM = Program(\n"
-        "    mesh=MESH,\n    replicate_axes=REPLICATE_AXES,\n    shard_axes=SHARD_AXES,\n    random_axes=RANDOM_AXES,\n"
-        "    inputs=INPUTS,\n    parameters=PARAMETERS,\n    outputs=OUTPUTS,\n    root=Root,\n"
-        f"    blocks={table},\n)\n\n"
-        'if __name__ == "__main__":\n    PROGRAM.main()\n'
-    )
+_BUILD_NAMES = (
+    "Input",
+    "Parameter",
+    "Running",
+    "bind",
+    "distribute",
+    "init_mesh",
+    "initialize",
+    "keep_identity",
+    "orders_at_rest",
+    "parameter_tree",
+    "seed_ranks",
+    "shard_data",
+    "speak_plain_state",
+    "train_on_random_data",
+)
+"""Functions of ``autopar.runtime`` that every program's ``build`` calls."""
+
+_BUILD = '''
+def build(module: nn.Module | None = None, *, compile: bool = False, seed: int = 0) -> Running:
+    """Make `module` (or new parameters under the same names) run this program on the running processes."""
+    mesh = init_mesh(MESH)
+    is_new = module is None
+    if is_new:
+        module = parameter_tree(PARAMETERS, {"": Root, **BLOCKS})
+        keep_identity(module)
+    distribute(module, PARAMETERS, mesh, MODEL_AXES)
+    bind(module, {"": Root.forward, **{path: kind.forward for path, kind in BLOCKS.items()}}, mesh.axes, compile_forwards=compile)
+    shard_data(module, BLOCKS, mesh, replicate_axes=REPLICATE_AXES, shard_axes=SHARD_AXES)
+    if is_new:
+        module.to_empty(device=mesh.device)
+        initialize(module, seed)
+    orders = orders_at_rest(PARAMETERS, mesh, MODEL_AXES)
+    speak_plain_state(module, orders)
+    seed_ranks(seed, mesh.axes, RANDOM_AXES)
+    return Running(module, mesh, INPUTS, OUTPUTS, orders)
+
+
+if __name__ == "__main__":
+    train_on_random_data(build())
+'''
+
+
+def _build(sharded: ShardedGraph) -> str:
+    """Which block runs where, and the one visible order of what is done to the module."""
+    blocks: dict[str, str] = {call.module: call.type for call in sharded.graph.calls if call.module}
+    entries = [f"    {quoted(path)}: {identifier(kind)}," for path, kind in blocks.items()]
+    table = "\n".join(["BLOCKS = {", *entries, "}"]) if entries else "BLOCKS = {}"
+    return f'\n{table}\n"""The class that each block runs as."""\n\n{_BUILD}'

@@ -35,7 +35,7 @@ class GPTAttention(nn.Module):
         self.heads = config.heads
         self.dropout = config.dropout
         self.q = nn.Linear(config.hidden, config.hidden)
-        self.k = nn.Linear(config.hidden, config.hidden)
+        self.k = nn.Linear(config.hidden, config.hidden, bias=False)  # softmax cancels a bias of the keys
         self.v = nn.Linear(config.hidden, config.hidden)
         self.out = nn.Linear(config.hidden, config.hidden)
 

@@ -10,7 +10,7 @@ import msgspec
 from autopar.errors import PlanError
 from autopar.plan.schema import FORMAT, Plan
 
-__all__ = ["format_plan", "parse_plan", "read_plan", "write_plan"]
+__all__ = ["format_plan", "parse_plan", "read_plan", "write_plan", "write_program"]
 
 LINE_WIDTH = 120
 
@@ -62,11 +62,25 @@ def read_plan(path: str | Path) -> Plan:
 
 def write_plan(plan: Plan, path: str | Path) -> None:
     """Write a plan whole or not at all. Raises ``PlanError`` when the place cannot be written."""
-    path = Path(path)
+    _write_whole(Path(path), format_plan(plan), "plan")
+
+
+def write_program(plan: Plan, source: str, folder: str | Path) -> None:
+    """Leave ``plan.json`` and ``program.py`` in a folder, made where it is missing. Raises ``PlanError``."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"the folder {folder} cannot be made: {error.strerror or error}.") from error
+    _write_whole(folder / "program.py", source, "program")
+    _write_whole(folder / "plan.json", format_plan(plan), "plan")
+
+
+def _write_whole(path: Path, text: str, what: str) -> None:
     draft = path.with_name(path.name + ".part")
     try:
-        draft.write_text(format_plan(plan), encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise PlanError(f"the plan cannot be written to {path}: {error.strerror or error}.") from error
+        raise PlanError(f"the {what} cannot be written to {path}: {error.strerror or error}.") from error

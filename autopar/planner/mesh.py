@@ -83,8 +83,12 @@ def _free_kinds(pins: Pins) -> tuple[str, ...]:
 
 
 def _is_redundant(axes: tuple[MeshAxis, ...]) -> bool:
-    """(shard, replicate) is (replicate, shard) with the larger transfers on the outer, slower links."""
-    return [axis.kind for axis in axes] == [SHARD, REPLICATE]
+    """True for the worse one of two orders: replicas outside shards, data outside model axes.
+
+    The outer axes cross the slower links, and FSDP2 wants data axes outside tensor-parallel ones.
+    """
+    order = [KINDS.index(axis.kind) for axis in axes]
+    return order != sorted(order)
 
 
 def _factorizations(devices: int, max_axes: int) -> Iterator[tuple[int, ...]]:

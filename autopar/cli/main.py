@@ -1,0 +1,49 @@
+"""The command ``autopar``: its subcommands, and what becomes of errors.
+
+Nothing here imports torch, so that ``--help`` and misspelt options answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from autopar.cli.console import print_error
+from autopar.cli.emit import emit
+from autopar.cli.plan import plan
+from autopar.cli.run import run_plan
+from autopar.cli.show import show
+from autopar.errors import AutoparError
+
+__all__ = ["ERROR_EXIT_CODE", "app", "run"]
+
+ERROR_EXIT_CODE = 2
+"""For everything that is wrong with what the user gave; 1 is a verification that failed."""
+
+app = typer.Typer(
+    name="autopar",
+    help="The auto-parallelization compiler for PyTorch: a plain module and a cluster in, a plan and a program out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("plan")(plan)
+app.command("show")(show)
+app.command("emit")(emit)
+app.command("run")(run_plan)
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command (``sys.argv`` by default) and exit: 0, 1 for a failed verification, 2 for an error."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="autopar")
+    except AutoparError as error:
+        print_error(str(error))
+        raise SystemExit(ERROR_EXIT_CODE) from None
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,92 @@
+"""``autopar plan``: the best plan for a model on a cluster, found without a GPU and without the model's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autopar.cli.console import log, only_results_on_stdout, print_json, print_result
+from autopar.cli.sizes import parse_bytes
+from autopar.errors import PlanError
+
+if TYPE_CHECKING:
+    from autopar.plan.schema import Plan
+
+__all__ = ["plan"]
+
+MODEL_HELP = (
+    "gpt:layers=4,hidden=256 (also llama:, mlp:), gpt2, llama3-8b, llama3-70b, llama3-405b (each with :key=value,…), "
+    "hf:ClassName[:config.json], or path/file.py:factory, where factory() returns (module, inputs)."
+)
+CLUSTER_HELP = "h100:8, h100:2x8 (nodes × devices), cpu:4, local, or a TOML file."
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)],
+    cluster: Annotated[str, typer.Option("--cluster", help=CLUSTER_HELP, show_default=False)],
+    global_batch: Annotated[
+        int | None, typer.Option(min=1, help="Sequences (or samples) of one step, all devices together.")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw")] = "adamw",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
+    memory: Annotated[
+        str | None, typer.Option(help="Limit per device instead of its capacity: 80GB, 512MiB.", show_default=False)
+    ] = None,
+    pin: Annotated[
+        str, typer.Option(help="Choices taken out of the search: tp=2,dp_shard=4,zero=3.", show_default=False)
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File for the plan.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan itself, and nothing else.")] = False,
+) -> None:
+    """Find the fastest plan to train MODEL on a cluster."""
+    memory_bytes = parse_bytes(memory) if memory is not None else None
+    if output is not None and not output.parent.is_dir():
+        raise PlanError(f"the plan cannot be written to {output}: there is no folder {output.parent}.")
+    log(f"building {model} on the meta device")
+    found = _plan(model, cluster, global_batch, seq_len, optimizer, precision, memory_bytes, pin)
+    _write(found, output, as_json=json)
+
+
+def _plan(
+    model: str,
+    cluster: str,
+    global_batch: int | None,
+    seq_len: int | None,
+    optimizer: str,
+    precision: str,
+    memory_bytes: int | None,
+    pins: str,
+) -> Plan:
+    from autopar.clusters import cluster_named
+    from autopar.models import parse_model
+    from autopar.planning import PlanOptions, plan_model
+
+    options = PlanOptions(pins, memory_bytes, optimizer, precision, source=model)
+    devices = cluster_named(cluster)
+    source = parse_model(model)
+    with only_results_on_stdout():
+        built = source.build(global_batch=global_batch, seq_len=seq_len)
+        log(f"capturing it, and searching the meshes of {devices.name}")
+        return plan_model(built.module, built.args, built.kwargs, devices, options)
+
+
+def _write(found: Plan, output: Path | None, *, as_json: bool) -> None:
+    from autopar.plan.files import format_plan, write_plan
+
+    if output is not None:
+        write_plan(found, output)
+    if as_json:
+        print_json(format_plan(found))
+        return
+    from autopar.report.text import summary
+
+    print_result(summary(found))
+    if output is None:
+        log("the plan is not saved: add -o plan.json to keep it, or --json to print it")
+    else:
+        log(f"wrote {output}: `autopar run {output}` trains it, `autopar emit {output} -o DIR` writes its program")

@@ -1,0 +1,93 @@
+"""A program at work on one rank: the batch cut to this rank's slice, the forward, the outputs packed again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from autopar.runtime.batch import Input, local_inputs, shard_inputs, slices
+from autopar.runtime.mesh import Mesh
+from autopar.runtime.state import Orders, clip_grad_norm, full_gradients
+from autopar.torch_private import read_structure, rebuild
+
+__all__ = ["Running", "train_on_random_data"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a generated ``build`` returns: call it like the module, on the global batch or this rank's slice."""
+
+    module: nn.Module = field(repr=False)
+    """The user's module, or the tree of parameters made in its place."""
+    mesh: Mesh
+    inputs: Sequence[Input]
+    outputs: str
+    """How the outputs are packed: ``tensor``, or a tree as torch writes it."""
+    orders: Orders
+    """Rows of parameters that are stored in another order than the plain model's."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward. Raises ``PlanMismatchError`` for a batch that the plan was not made for."""
+        local = local_inputs(self.inputs, self.mesh.axes, args, kwargs)
+        # The module's own __call__ may lead here: hooks and forward are nn.Module's business.
+        result = nn.Module.__call__(self.module, *(tensor.to(self.mesh.device) for tensor in local))
+        if self.outputs == "tensor":
+            return result
+        return rebuild(list(result) if isinstance(result, tuple) else [result], read_structure(self.outputs))
+
+    def shard(self, *args: Any, **kwargs: Any) -> Any:
+        """This rank's slice of a global batch, packed as it was passed."""
+        return shard_inputs(self.inputs, self.mesh.axes, args, kwargs)
+
+    @property
+    def data_rank(self) -> int:
+        """Which slice of the batch this rank reads."""
+        return slices(self.inputs, self.mesh.axes)[0]
+
+    @property
+    def data_size(self) -> int:
+        """How many slices the batch is cut into."""
+        return slices(self.inputs, self.mesh.axes)[1]
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
+        """Clip the norm of all gradients together; returns what it was, the same on every rank."""
+        return clip_grad_norm(self.module, max_norm, norm_type)
+
+    def full_gradients(self) -> dict[str, Tensor]:
+        """Every gradient as the plain model has it, by parameter name. All ranks must call it."""
+        return full_gradients(self.module, self.orders)
+
+
+def train_on_random_data(running: Running, steps: int = 5) -> None:
+    """A few AdamW steps on one random batch, with a line of loss and time each: what the generated file does."""
+    generator = torch.Generator().manual_seed(0)
+    batch = [_random(each, generator).to(running.mesh.device) for each in running.inputs]
+    optimizer = torch.optim.AdamW(running.module.parameters(), lr=1e-3)
+    by_path = {each.path: tensor for each, tensor in zip(running.inputs, batch, strict=True)}
+    args = [by_path[path] for path in sorted((p for p in by_path if p.isdigit()), key=int)]
+    kwargs = {path: tensor for path, tensor in by_path.items() if not path.isdigit()}
+    for step in range(steps):
+        start_s = time.perf_counter()
+        loss = running(*args, **kwargs)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            print(
+                f"step {step + 1}: loss {loss.item():.6f}, {time.perf_counter() - start_s:.3f} s", flush=True
+            )
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _random(each: Input, generator: torch.Generator) -> Tensor:
+    """Normal numbers, or token numbers that every vocabulary has."""
+    if each.dtype.is_floating_point:
+        return torch.randn(each.shape, generator=generator, dtype=each.dtype)
+    return torch.randint(2, each.shape, generator=generator).to(each.dtype)
