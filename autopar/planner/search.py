@@ -98,12 +98,19 @@ def search(graph: Graph, cluster: Cluster, options: Options) -> Found:
         if found is not None:
             (tried if found.realized.memory.peak <= limit else misfits).append(found)
     tried.sort(key=lambda each: each.step_s)
+    tried = [each for each in tried if not _splits_an_axis(each)] or tried
     busy = [each for each in tried if not check_idle(each.realized.sharded, model.types)]
     if not tried:
         raise nothing_fits([each.realized for each in misfits], limit)
     if not busy:
         raise InfeasiblePlanError(check_idle(tried[0].realized.sharded, model.types))
     return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
+
+
+def _splits_an_axis(tried: Tried) -> bool:
+    """True when two data axes do the same: a mesh with one axis in their place is tried too."""
+    roles = [axis.name.removesuffix("_2") for axis in tried.realized.sharded.axes if axis.is_data]
+    return len(set(roles)) < len(roles)
 
 
 def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Tried | None:
