@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from random_problems import random_problem
+from tests.solver.random_problems import random_problem
 
 from solver import Edge, Fan, InvalidProblemError, Node, Problem, Solution, Status, evaluate
 from solver.normal_form import normal_form

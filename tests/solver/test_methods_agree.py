@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from block_problem import block_problem
+from tests.solver.block_problem import block_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_problems import random_problem
+from tests.solver.random_problems import random_problem
 
 from solver import Problem, Solution, Status, evaluate, smallest_usage, solve, solve_by_enumeration
 from solver.elimination import solve_by_elimination
