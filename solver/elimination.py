@@ -1,42 +1,110 @@
 """Exact min-plus variable elimination on narrow graphs (Bertelè and Brioschi, 1972); ignores usage.
 
 Eliminating a node adds up its factors, takes the minimum over its strategies, and leaves one factor over its
-neighbours. Walking back gives each node's strategy from those of the neighbours it was eliminated towards.
+neighbours. Walking back gives each node's strategy from those of the neighbours it was eliminated towards;
+sending messages back gives the least cost under each strategy of each node.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from solver.factors import Classes, Factor, Refiner, eliminated, form_factors, node_prices, shared_axes
+from solver.factors import (
+    Classes,
+    Factor,
+    Refiner,
+    eliminated,
+    form_factors,
+    node_prices,
+    projected,
+    shared_axes,
+    summed,
+)
 from solver.normal_form import NormalForm
+from solver.problem import FloatArray
 from solver.solution import Solution, Status
 
-__all__ = ["MAX_ENTRIES", "solve_by_elimination"]
+__all__ = ["MAX_ENTRIES", "Elimination", "eliminate", "solve_by_elimination"]
 
 MAX_ENTRIES = 8_000_000
 """Largest table made: 64 MB of float64."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One node's elimination: its factors, and the factor over its neighbours that took their place."""
+
+    node: int
+    own: Classes
+    axes: dict[int, Classes]
+    factors: list[Factor]
+    message: Factor
+
+
 @dataclass(slots=True)
-class _Elimination:
-    """Factors that are left, and the ones that were used up for each node, in order."""
+class Elimination:
+    """All nodes eliminated, in order."""
 
     form: NormalForm
     refiner: Refiner
+    steps: list[_Step] = field(default_factory=list)
     factors: dict[int, Factor] = field(default_factory=dict)
+    """Factors not used up yet, by number; at the end constants."""
     touching: list[set[int]] = field(default_factory=list)
-    done: list[tuple[int, list[Factor]]] = field(default_factory=list)
+    """Numbers of the factors of each node."""
+    count: int = 0
+
+    @property
+    def cost(self) -> float:
+        """Cost of the optimum; inf when every choice is forbidden."""
+        return self.form.constant + sum(float(factor.costs) for factor in self.factors.values())
+
+    def picks(self) -> tuple[int, ...]:
+        """The best strategy of each node given those eliminated after it."""
+        picks = [0] * len(self.form.costs)
+        for step in reversed(self.steps):
+            total = self.form.costs[step.node]
+            for factor in step.factors:
+                index = tuple(
+                    classes.of if v == step.node else classes.of[picks[v]]
+                    for v, classes in zip(factor.nodes, factor.classes, strict=True)
+                )
+                total = total + factor.costs[index]
+            picks[step.node] = int(np.argmin(total))
+        return tuple(picks)
+
+    def min_marginals(self, *, max_entries: int = MAX_ENTRIES) -> list[FloatArray] | None:
+        """For each node, the least cost of all choices with each of its strategies; None when too large."""
+        if any(_full_size(step) > max_entries for step in self.steps):
+            return None
+        outside: dict[int, Factor] = {}  # by id of a message: the least cost of all that is not behind it
+        marginals = list(self.form.costs)
+        for step in reversed(self.steps):
+            factors = [*step.factors]
+            if step.axes:
+                factors.append(outside.pop(id(step.message)))
+            spare = self.cost - float(step.message.costs) if not step.axes else 0.0
+            prices = node_prices(self.form.costs[step.node], step.own) + spare
+            total = summed(prices, step.node, step.own, factors, step.axes)
+            least = total.min(axis=tuple(range(1, total.ndim)))
+            others = least - prices
+            marginals[step.node] = self.form.costs[step.node] + spare + others[step.own.of]
+            for factor in _messages(self.steps, step):
+                rest = [other for other in factors if other is not factor]
+                behind = summed(prices, step.node, step.own, rest, step.axes)
+                outside[id(factor)] = projected(behind, {step.node: step.own, **step.axes}, factor)
+        return marginals
 
 
-def solve_by_elimination(
+def eliminate(
     form: NormalForm, *, max_entries: int = MAX_ENTRIES, time_limit_s: float = math.inf
-) -> Solution | None:
-    """The optimum without regard to usage; None when tables or time would be exceeded."""
+) -> Elimination | None:
+    """Eliminate all nodes, smallest table first; None when a table or the time would be exceeded."""
     start_s = time.perf_counter()
     state = _started(form, max_entries)
     if state is None:
@@ -48,17 +116,26 @@ def solve_by_elimination(
             return None
         for neighbour in _eliminate(state, node):
             sizes[neighbour] = _table_size(state, neighbour)
-    picks = _walk_back(state)
-    cost = sum(float(factor.costs) for factor in state.factors.values())
-    wall_s = time.perf_counter() - start_s
+    return state
+
+
+def solve_by_elimination(
+    form: NormalForm, *, max_entries: int = MAX_ENTRIES, time_limit_s: float = math.inf
+) -> Solution | None:
+    """The optimum without regard to usage; None when a table or the time would be exceeded."""
+    start_s = time.perf_counter()
+    state = eliminate(form, max_entries=max_entries, time_limit_s=time_limit_s)
+    if state is None:
+        return None
+    cost, wall_s = state.cost, time.perf_counter() - start_s
     if not math.isfinite(cost):
         return Solution(Status.infeasible, None, math.inf, math.inf, wall_s, "elimination")
-    return Solution(Status.optimal, picks, cost, cost, wall_s, "elimination")
+    return Solution(Status.optimal, state.picks(), cost, cost, wall_s, "elimination")
 
 
-def _started(form: NormalForm, max_entries: int) -> _Elimination | None:
+def _started(form: NormalForm, max_entries: int) -> Elimination | None:
     """All factors of a form, or None when one of them is too large by itself."""
-    state = _Elimination(form, Refiner(), touching=[set() for _ in form.costs])
+    state = Elimination(form, Refiner(), touching=[set() for _ in form.costs])
     for shared in form.shared:
         if math.prod(axis.count for axis in shared_axes(shared, state.refiner).values()) > max_entries:
             return None
@@ -67,16 +144,14 @@ def _started(form: NormalForm, max_entries: int) -> _Elimination | None:
     return state
 
 
-def _add(state: _Elimination, factor: Factor) -> None:
-    number = len(state.factors) + len(state.done) * len(state.form.costs)
-    while number in state.factors:
-        number += 1
-    state.factors[number] = factor
+def _add(state: Elimination, factor: Factor) -> None:
+    state.factors[state.count] = factor
     for node in factor.nodes:
-        state.touching[node].add(number)
+        state.touching[node].add(state.count)
+    state.count += 1
 
 
-def _axes(state: _Elimination, node: int) -> dict[int, Classes]:
+def _axes(state: Elimination, node: int) -> dict[int, Classes]:
     """The node and its neighbours, each with what the node's factors tell apart of it."""
     parts: dict[int, list[Classes]] = {node: []}
     for number in sorted(state.touching[node]):
@@ -88,12 +163,16 @@ def _axes(state: _Elimination, node: int) -> dict[int, Classes]:
     return {v: state.refiner.common(classes) for v, classes in parts.items()}
 
 
-def _table_size(state: _Elimination, node: int) -> int:
+def _table_size(state: Elimination, node: int) -> int:
     """Entries of the table that eliminating a node leaves."""
     return math.prod(classes.count for v, classes in _axes(state, node).items() if v != node)
 
 
-def _eliminate(state: _Elimination, node: int) -> tuple[int, ...]:
+def _full_size(step: _Step) -> int:
+    return step.own.count * math.prod(classes.count for classes in step.axes.values())
+
+
+def _eliminate(state: Elimination, node: int) -> tuple[int, ...]:
     """Replace a node's factors by their minimum over it; returns its neighbours."""
     axes = _axes(state, node)
     own = axes.pop(node)
@@ -102,21 +181,13 @@ def _eliminate(state: _Elimination, node: int) -> tuple[int, ...]:
     for factor in factors:
         for v in factor.nodes:
             state.touching[v].difference_update(numbers)
-    state.done.append((node, factors))
-    _add(state, eliminated(node_prices(state.form.costs[node], own), node, own, factors, axes))
+    message = eliminated(node_prices(state.form.costs[node], own), node, own, factors, axes)
+    state.steps.append(_Step(node, own, axes, factors, message))
+    _add(state, message)
     return tuple(axes)
 
 
-def _walk_back(state: _Elimination) -> tuple[int, ...]:
-    """The best strategy of each node given those eliminated after it."""
-    picks = [0] * len(state.form.costs)
-    for node, factors in reversed(state.done):
-        total = state.form.costs[node]
-        for factor in factors:
-            index = tuple(
-                classes.of if v == node else classes.of[picks[v]]
-                for v, classes in zip(factor.nodes, factor.classes, strict=True)
-            )
-            total = total + factor.costs[index]
-        picks[node] = int(np.argmin(total))
-    return tuple(picks)
+def _messages(steps: list[_Step], step: _Step) -> Iterator[Factor]:
+    """The factors of a step that earlier steps left."""
+    left = {id(earlier.message) for earlier in steps}
+    return (factor for factor in step.factors if id(factor) in left)

@@ -11,7 +11,17 @@ import numpy as np
 from solver.normal_form import NormalForm, Shared
 from solver.problem import FloatArray, IntArray
 
-__all__ = ["Classes", "Factor", "Refiner", "eliminated", "form_factors", "node_prices"]
+__all__ = [
+    "Classes",
+    "Factor",
+    "Refiner",
+    "eliminated",
+    "form_factors",
+    "node_prices",
+    "projected",
+    "shared_axes",
+    "summed",
+]
 
 BROADCAST_ENTRIES = 200_000
 """Sums up to this size are made in one piece; larger ones strategy by strategy, to save memory."""
@@ -109,6 +119,31 @@ def eliminated(
         for strategy, price in enumerate(prices):
             np.minimum(least, sum((term[strategy] for term in terms), start=price), out=least)
     return Factor(tuple(axes), tuple(axes.values()), least)
+
+
+def summed(
+    prices: FloatArray, node: int, own: Classes, factors: Sequence[Factor], axes: dict[int, Classes]
+) -> FloatArray:
+    """(own classes, *axes) sum of prices and factors."""
+    shape = (prices.size, *(classes.count for classes in axes.values()))
+    total = np.broadcast_to(prices.reshape(-1, *(1 for _ in axes)), shape).copy()
+    for factor in factors:
+        total += _aligned(factor, node, own, axes)
+    return total
+
+
+def projected(costs: FloatArray, axes: dict[int, Classes], onto: Factor) -> Factor:
+    """The least cost for all classes of another factor: its nodes are among ``axes``, told apart less."""
+    for axis, (node, classes) in reversed(list(enumerate(axes.items()))):
+        if node not in onto.nodes:
+            costs = costs.min(axis=axis)
+        else:
+            coarse = onto.classes[onto.nodes.index(node)].of[classes.first]
+            order = np.argsort(coarse, kind="stable")
+            starts = np.flatnonzero(np.diff(coarse[order], prepend=-1))
+            costs = np.minimum.reduceat(costs.take(order, axis=axis), starts, axis=axis)
+    kept = [node for node in axes if node in onto.nodes]
+    return Factor(onto.nodes, onto.classes, costs.transpose([kept.index(node) for node in onto.nodes]))
 
 
 def _aligned(factor: Factor, node: int, own: Classes, axes: dict[int, Classes]) -> FloatArray:

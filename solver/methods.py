@@ -8,24 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from solver.highs import has_highs
 from solver.local_search import solve_by_local_search
-from solver.normal_form import NormalForm, normal_form
-from solver.planning_ilp import solve_by_pulp
+from solver.narrowing import solve_form
+from solver.normal_form import normal_form
 from solver.presolve import presolve
 from solver.pricing import picks_cost
 from solver.problem import Edge, FloatArray, Problem, evaluate
 from solver.solution import Solution, Status
-from solver.sparse_ilp import smallest_peak, solve_by_sparse_ilp
-from solver.usage_prices import Bracket, bracket_by_prices
+from solver.sparse_ilp import smallest_peak
 
-__all__ = ["smallest_usage", "solve", "solve_form"]
-
-PULP_TERMS = 20_000
-"""Terms that PuLP spells out in about 0.2 s."""
-
-BRACKET_SHARE = 0.25
-"""Share of the time that may go into prices on usage before the ILP starts."""
+__all__ = ["smallest_usage", "solve"]
 
 LAST_RESORT_SHARE = 0.05
 """Share of the time beyond the limit for a local search when the ILP has found nothing."""
@@ -41,39 +33,14 @@ def solve(problem: Problem, *, time_limit_s: float = 60.0, gap: float = 1e-6) ->
     when it ran out before any choice was found, which says nothing about whether one exists.
     """
     start_s = time.perf_counter()
-    reduced = presolve(normal_form(problem), time_limit_s=time_limit_s / 4)
-    if reduced is None:
-        wall_s = time.perf_counter() - start_s
-        return Solution(Status.infeasible, None, math.inf, math.inf, wall_s, "presolve")
-    left_s = time_limit_s - (time.perf_counter() - start_s)
-    found = solve_form(reduced.form, time_limit_s=left_s, gap=gap)
-    found = replace(
-        found,
-        choice=None if found.choice is None else reduced.choice(found.choice),
-        cost=found.cost + reduced.constant,
-        lower_bound=found.lower_bound + reduced.constant,
-        wall_s=time.perf_counter() - start_s,
-    )
+    found = solve_form(normal_form(problem), end_s=start_s + time_limit_s, gap=gap)
+    if found.status is Status.timed_out and (reduced := presolve(normal_form(problem), time_limit_s=0)):
+        picks = solve_by_local_search(reduced.form, time_limit_s=LAST_RESORT_SHARE * time_limit_s)
+        if picks is not None:
+            cost, choice = picks_cost(reduced.form, picks), reduced.choice(picks)
+            found = Solution.of(choice, cost, found.lower_bound, gap=gap, method="local search")
+    found = replace(found, wall_s=time.perf_counter() - start_s)
     return found if found.choice is None else _checked(problem, found)
-
-
-def solve_form(form: NormalForm, *, time_limit_s: float, gap: float) -> Solution:
-    """The best picks: by elimination where the graph is narrow and usage does not bind, else by the ILP."""
-    start_s = time.perf_counter()
-    if not form.costs:
-        return Solution(Status.optimal, (), 0.0, 0.0, 0.0, "presolve")
-    bracket = bracket_by_prices(form, time_limit_s=time_limit_s * BRACKET_SHARE, gap=gap)
-    wall_s = time.perf_counter() - start_s
-    if bracket is not None and bracket.lower_bound == math.inf:
-        return Solution(Status.infeasible, None, math.inf, math.inf, wall_s, "elimination")
-    if bracket is not None and bracket.is_proven(gap):
-        lower_bound = min(bracket.lower_bound, bracket.cost)
-        return Solution(Status.optimal, bracket.picks, bracket.cost, lower_bound, wall_s, "elimination")
-    bracket = bracket or Bracket(None, math.inf, -math.inf)
-    found = _by_ilp(form, bracket.picks, time_limit_s=time_limit_s - wall_s, gap=gap)
-    if found.status is not Status.infeasible:
-        found = _best_of(form, found, bracket, gap, time_limit_s=LAST_RESORT_SHARE * time_limit_s)
-    return replace(found, wall_s=time.perf_counter() - start_s)
 
 
 def smallest_usage(problem: Problem, *, time_limit_s: float = 60.0, gap: float = 1e-6) -> Solution:
@@ -96,38 +63,6 @@ def smallest_usage(problem: Problem, *, time_limit_s: float = 60.0, gap: float =
     if found.choice is None:
         return replace(found, wall_s=wall_s)
     return replace(found, cost=evaluate(problem, found.choice).cost, lower_bound=-math.inf, wall_s=wall_s)
-
-
-def _by_ilp(form: NormalForm, start: tuple[int, ...] | None, *, time_limit_s: float, gap: float) -> Solution:
-    """PuLP states what it can spell out at once; larger models go to HiGHS as arrays."""
-    terms = sum(costs.size for costs in form.costs) + sum(2 * pair.costs.size for pair in form.pairs)
-    terms += sum(3 * len(shared.consumers) * shared.costs.size for shared in form.shared)
-    terms += sum(int((load.ends - load.starts) @ (load.usages > 0).sum(axis=1)) for load in form.loads)
-    if terms <= PULP_TERMS or not has_highs():
-        return solve_by_pulp(form, time_limit_s=time_limit_s, gap=gap)
-    return solve_by_sparse_ilp(form, time_limit_s=time_limit_s, gap=gap, start=start)
-
-
-def _best_of(
-    form: NormalForm, found: Solution, bracket: Bracket, gap: float, *, time_limit_s: float
-) -> Solution:
-    """The ILP's answer with the bracket's candidate and bound; a local search when neither has a choice."""
-    picks, cost = found.choice, found.cost
-    if bracket.picks is not None and bracket.cost < cost:
-        picks, cost = bracket.picks, bracket.cost
-    if picks is None:
-        picks = solve_by_local_search(form, time_limit_s=time_limit_s)
-        cost = math.inf if picks is None else picks_cost(form, picks)
-    lower_bound = min(cost, max(found.lower_bound, bracket.lower_bound))
-    is_proven = picks is not None and cost - lower_bound <= gap * abs(cost)
-    status = Status.timed_out if picks is None else Status.optimal if is_proven else Status.feasible
-    return replace(
-        found,
-        status=found.status if found.status is Status.optimal else status,
-        choice=picks,
-        cost=cost,
-        lower_bound=lower_bound,
-    )
 
 
 def _usage_as_cost(problem: Problem) -> Problem:

@@ -7,14 +7,16 @@ Strategies that a pair cannot tell apart share a class; an edge and a fan with o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from solver.loads import Load, joined
 from solver.problem import USAGE_TOLERANCE, Edge, Fan, FloatArray, IntArray, Problem
 
-__all__ = ["NormalForm", "Pair", "Shared", "normal_form", "row_classes"]
+__all__ = ["NormalForm", "Pair", "Shared", "normal_form", "restricted", "row_classes"]
 
 
 NEVER = (0, 0)
@@ -62,6 +64,8 @@ class NormalForm:
     """For each node, its usage over time."""
     room: FloatArray
     """(time points,) usage that fits at each time at which the usage can peak."""
+    constant: float = 0.0
+    """Cost of what has been decided already."""
 
     def choice(self, picks: tuple[int, ...]) -> tuple[int, ...]:
         """The problem's own strategy numbers of one pick per node."""
@@ -98,6 +102,37 @@ def normal_form(problem: Problem) -> NormalForm:
         loads=tuple(loads),
         room=np.full(time_points, problem.usage_limit * (1 + USAGE_TOLERANCE)),
     )
+
+
+def restricted(form: NormalForm, keep: Sequence[NDArray[np.bool_]]) -> NormalForm:
+    """The form with the marked strategies only; ``choice`` of the result gives picks of ``form``."""
+    index = [np.flatnonzero(marked) for marked in keep]
+    return NormalForm(
+        costs=tuple(costs[own] for costs, own in zip(form.costs, index, strict=True)),
+        strategies=tuple(index),
+        pairs=tuple(
+            Pair(pair.nodes, _taken(pair.classes, [index[v] for v in pair.nodes]), pair.costs)
+            for pair in form.pairs
+        ),
+        shared=tuple(
+            replace(
+                shared,
+                produced=shared.produced[index[shared.producer]],
+                wanted=tuple(w[index[c]] for c, w in zip(shared.consumers, shared.wanted, strict=True)),
+            )
+            for shared in form.shared
+        ),
+        loads=tuple(
+            Load(load.starts, load.ends, load.usages[:, own])
+            for load, own in zip(form.loads, index, strict=True)
+        ),
+        room=form.room,
+        constant=form.constant,
+    )
+
+
+def _taken(classes: tuple[IntArray, IntArray], index: list[IntArray]) -> tuple[IntArray, IntArray]:
+    return classes[0][index[0]], classes[1][index[1]]
 
 
 def row_classes(table: FloatArray) -> tuple[IntArray, IntArray]:

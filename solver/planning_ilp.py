@@ -41,6 +41,8 @@ class Variables:
     """For each shared tensor and consumer, y[p, w]: class p was produced and the consumer wants w."""
     m: list[Table]
     """For each shared tensor, m[p, w]: version w was made from class p."""
+    one: pulp.LpVariable
+    """1, to carry the constant: a relative gap must see it."""
 
 
 def solve_by_pulp(form: NormalForm, *, time_limit_s: float, gap: float) -> Solution:
@@ -117,6 +119,7 @@ def usage_fits(form: NormalForm, variables: Variables) -> Iterator[pulp.LpConstr
 
 
 def _priced(form: NormalForm, variables: Variables, scale: float) -> Iterator[pulp.LpAffineExpression]:
+    yield variables.one * (form.constant * scale)
     for costs, x in zip(form.costs, variables.x, strict=True):
         yield _weighted(costs * scale, x)
     tables = [pair.costs for pair in form.pairs] + [shared.costs for shared in form.shared]
@@ -130,6 +133,7 @@ def _variables(model: pulp.LpProblem, form: NormalForm) -> Variables:
     make = getattr(model, "add_variable", pulp.LpVariable)  # PuLP before 3.3 has only the latter
     allowed = [np.isfinite(shared.costs) for shared in form.shared]
     return Variables(
+        one=make("one", lowBound=1, upBound=1),
         x=[
             [make(f"x_{v}_{s}", cat=pulp.LpBinary) for s in range(costs.size)]
             for v, costs in enumerate(form.costs)

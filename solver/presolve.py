@@ -27,8 +27,6 @@ class Presolved:
     """The problem's number of each node of the form."""
     steps: tuple[Dependent, ...]
     node_count: int
-    constant: float
-    """Cost of the nodes that are gone."""
 
     def choice(self, picks: tuple[int, ...]) -> tuple[int, ...]:
         """The problem's strategy of every node, from one pick per node of the form."""
@@ -57,7 +55,7 @@ def presolve(form: NormalForm, *, time_limit_s: float = math.inf) -> Presolved |
     except NothingFitsError:
         return None
     reduced, nodes = work.form()
-    return Presolved(reduced, nodes, tuple(work.steps), len(form.costs), work.constant)
+    return Presolved(reduced, nodes, tuple(work.steps), len(form.costs))
 
 
 def drop_slack_times(work: WorkingForm) -> None:

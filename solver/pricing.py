@@ -15,7 +15,7 @@ __all__ = ["fits", "picks_cost", "priced", "usage_by_time", "versions"]
 
 def picks_cost(form: NormalForm, picks: Sequence[int]) -> float:
     """Cost of one pick per node; inf when forbidden."""
-    total = sum(float(costs[pick]) for costs, pick in zip(form.costs, picks, strict=True))
+    total = form.constant + sum(float(c[pick]) for c, pick in zip(form.costs, picks, strict=True))
     for pair in form.pairs:
         i, j = (classes[picks[v]] for v, classes in zip(pair.nodes, pair.classes, strict=True))
         total += float(pair.costs[i, j])

@@ -37,6 +37,19 @@ class Solution:
     method: str
     """What found the choice and its bound: ``elimination``, ``ilp``…"""
 
+    @classmethod
+    def of(
+        cls, choice: tuple[int, ...] | None, cost: float, lower_bound: float, *, gap: float, method: str
+    ) -> Solution:
+        """The solution that a choice (or None, with cost inf) and a bound amount to; its time is 0 s."""
+        lower_bound = min(lower_bound, cost)
+        if choice is not None:
+            is_proven = cost - lower_bound <= gap * abs(cost)
+            status = Status.optimal if is_proven else Status.feasible
+        else:
+            status = Status.infeasible if lower_bound == math.inf else Status.timed_out
+        return cls(status, choice, cost, lower_bound, 0.0, method)
+
     @property
     def gap(self) -> float:
         """(cost − lower bound) / |cost|; 0 when both are equal, inf without a choice or a bound."""

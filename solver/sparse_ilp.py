@@ -28,6 +28,7 @@ class _Model:
     """Columns, rows and entries of a model in the making."""
 
     costs: list[FloatArray] = field(default_factory=list)
+    lowers: list[FloatArray] = field(default_factory=list)
     uppers: list[FloatArray] = field(default_factory=list)
     is_integer: list[NDArray[np.bool_]] = field(default_factory=list)
     row_lowers: list[FloatArray] = field(default_factory=list)
@@ -36,9 +37,12 @@ class _Model:
     columns: int = 0
     rows: int = 0
 
-    def add_columns(self, costs: FloatArray, *, upper: float, is_integer: bool = False) -> IntArray:
-        """Numbers of new columns between 0 and ``upper``."""
+    def add_columns(
+        self, costs: FloatArray, *, lower: float = 0.0, upper: float, is_integer: bool = False
+    ) -> IntArray:
+        """Numbers of new columns between ``lower`` and ``upper``."""
         self.costs.append(costs)
+        self.lowers.append(np.full(costs.size, lower))
         self.uppers.append(np.full(costs.size, upper))
         self.is_integer.append(np.full(costs.size, is_integer))
         self.columns += costs.size
@@ -101,6 +105,7 @@ def _without_costs(form: NormalForm) -> NormalForm:
     pairs = (pair for pair in form.pairs if not np.isfinite(pair.costs).all())
     return replace(
         form,
+        constant=0.0,
         costs=tuple(np.zeros_like(costs) for costs in form.costs),
         pairs=tuple(replace(pair, costs=np.where(np.isfinite(pair.costs), 0.0, np.inf)) for pair in pairs),
         shared=tuple(replace(s, costs=np.where(np.isfinite(s.costs), 0.0, np.inf)) for s in form.shared),
@@ -110,6 +115,7 @@ def _without_costs(form: NormalForm) -> NormalForm:
 def _model(form: NormalForm, scale: float) -> tuple[_Model, list[IntArray]]:
     """The model, and the columns of x for each node."""
     model = _Model()
+    model.add_columns(np.array([form.constant * scale]), lower=1.0, upper=1.0)  # a relative gap must see it
     x = [model.add_columns(costs * scale, upper=1.0, is_integer=True) for costs in form.costs]
     one_strategy_per_node(model, x)
     for pair in form.pairs:
@@ -196,7 +202,7 @@ def _highs_lp(model: _Model) -> Any:
     lp: Any = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = model.columns, model.rows
     lp.col_cost_ = np.concatenate(model.costs)
-    lp.col_lower_ = np.zeros(model.columns)
+    lp.col_lower_ = np.concatenate(model.lowers)
     lp.col_upper_ = np.concatenate(model.uppers)
     lp.row_lower_ = np.concatenate(model.row_lowers)
     lp.row_upper_ = np.concatenate(model.row_uppers)

@@ -14,52 +14,59 @@ from typing import Any
 
 import numpy as np
 
-from solver.elimination import solve_by_elimination
+from solver.elimination import Elimination, eliminate
 from solver.highs import new_highs
 from solver.normal_form import NormalForm
 from solver.pricing import picks_cost, priced, usage_by_time
 from solver.problem import FloatArray
+from solver.solution import Solution
 
-__all__ = ["Bracket", "bracket_by_prices"]
+__all__ = ["Priced", "solve_by_prices"]
 
 MAX_ROUNDS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Bracket:
-    """The optimum lies between the bound and the cost of the picks."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Priced:
+    """What prices on usage tell about a form."""
 
-    picks: tuple[int, ...] | None
-    cost: float
-    lower_bound: float
+    solution: Solution
+    """The best picks that fit, and the best bound."""
+    prices: FloatArray
+    """(time points,) price per unit of usage that gave the bound."""
+    elimination: Elimination
+    """The form at these prices, solved."""
+    found: tuple[tuple[int, ...], ...]
+    """All picks on the way, most of which do not fit."""
 
-    def is_proven(self, gap: float) -> bool:
-        """True when the picks are within the relative gap of the bound."""
-        return self.picks is not None and self.cost - self.lower_bound <= gap * abs(self.cost)
 
-
-def bracket_by_prices(form: NormalForm, *, time_limit_s: float, gap: float) -> Bracket | None:
+def solve_by_prices(form: NormalForm, *, time_limit_s: float, gap: float) -> Priced | None:
     """Bounds for a form whose graph is narrow; None when elimination would need tables that are too large."""
     end_s = time.perf_counter() + time_limit_s
-    best = Bracket(None, math.inf, -math.inf)
+    picks, cost, bound, best = None, math.inf, -math.inf, None
+    seen: dict[tuple[int, ...], float] = {}
     master, prices = None, np.zeros(form.room.size)
-    seen: set[tuple[int, ...]] = set()
-    for _ in range(MAX_ROUNDS):
-        found = solve_by_elimination(priced(form, prices), time_limit_s=end_s - time.perf_counter())
+    while len(seen) < MAX_ROUNDS:
+        found = eliminate(priced(form, prices), time_limit_s=end_s - time.perf_counter())
         if found is None:
-            return best if master is not None else None
-        if found.choice is None:
-            return Bracket(None, math.inf, math.inf)
-        cost, usage = picks_cost(form, found.choice), usage_by_time(form, found.choice)
-        bound = max(best.lower_bound, found.cost - float(prices @ form.room))
-        is_better = cost < best.cost and bool((usage <= form.room).all())
-        best = Bracket(found.choice, cost, bound) if is_better else Bracket(best.picks, best.cost, bound)
-        if found.choice in seen or best.is_proven(gap):
             break
-        seen.add(found.choice)
+        if found.cost - float(prices @ form.room) > bound or best is None:
+            bound = found.cost - float(prices @ form.room)
+            best = (prices, found)
+        if not math.isfinite(found.cost):
+            break
+        latest = found.picks()
+        own, usage = picks_cost(form, latest), usage_by_time(form, latest)
+        if own < cost and (usage <= form.room).all():
+            picks, cost = latest, own
+        if latest in seen or (picks is not None and cost - bound <= gap * abs(cost)):
+            break
+        seen[latest] = own
         master = master or _new_master(form)
-        prices = _next_prices(master, cost, usage)
-    return best
+        prices = _next_prices(master, own, usage)
+    if best is None:
+        return None
+    return Priced(Solution.of(picks, cost, bound, gap=gap, method="elimination"), *best, tuple(seen))
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class WorkingForm:
         self.loads = list(form.loads)
         self.untidy_loads = set(range(len(form.costs)))
         self.room = form.room.copy()
-        self.constant = 0.0
+        self.constant = form.constant
         self.steps: list[Dependent] = []
         self.is_gone = np.zeros(len(form.costs), dtype=bool)
         self.changed: set[int] = set(range(len(form.costs)))
@@ -170,6 +170,7 @@ class WorkingForm:
             ),
             loads=tuple(self.loads[v] for v in nodes),
             room=self.room,
+            constant=self.constant,
         ), nodes
 
     def _record(self, node: int, leaders: tuple[int, ...], strategy: IntArray) -> None:
