@@ -154,7 +154,9 @@ def _masked_inputs(config: Any, batch: int, tokens: int) -> dict[str, Tensor]:
 
 def _image_inputs(config: Any, batch: int, tokens: int) -> dict[str, Tensor]:
     """Images of the configured size and their classes."""
-    pixels = torch.randn(batch, config.num_channels, config.image_size, config.image_size)
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.randn(batch, config.num_channels, height, width)
     return {"pixel_values": pixels, "labels": random_integers(config.num_labels, batch)}
 
 

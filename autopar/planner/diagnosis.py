@@ -7,6 +7,7 @@ from math import prod
 
 from autopar.capture.graph import Graph
 from autopar.errors import InfeasiblePlanError
+from autopar.planner.labels import is_sequence
 from autopar.planner.operators import PlannedType
 from autopar.planner.pins import Pins
 from autopar.planner.realize import Realized
@@ -24,13 +25,7 @@ def check_batch(graph: Graph, pins: Pins) -> None:
         "batch": prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard")),
         "sequence": pins.sizes.get("cp", 1),
     }
-    for dim, (what, needed) in enumerate(ways.items()):
-        sizes = {
-            i.value.shape[dim]
-            for i in graph.inputs
-            if len(i.value.shape) > dim and i.value.dtype.startswith("int")
-        }
-        sizes = sizes or {i.value.shape[dim] for i in graph.inputs if len(i.value.shape) > dim}
+    for (what, needed), sizes in zip(ways.items(), _batch_and_sequence(graph), strict=True):
         for size in sizes:
             if size % needed:
                 legal = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
@@ -38,6 +33,14 @@ def check_batch(graph: Graph, pins: Pins) -> None:
                     f"the {what} of {size} does not divide over {needed} ranks ({pins}). "
                     f"Legal sizes of these axes together are {legal}; or use a {what} that is a multiple of {needed}."
                 )
+
+
+def _batch_and_sequence(graph: Graph) -> tuple[set[int], set[int]]:
+    """Sizes of the batch and of the sequence among the inputs; images, for one, show no sequence."""
+    values = [i.value for i in graph.inputs if i.value.shape]
+    batches = {value.shape[0] for value in values if value.dtype.startswith("int")}
+    sequences = {value.shape[1] for value in values if is_sequence(value)}
+    return batches or {value.shape[0] for value in values}, sequences
 
 
 def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:

@@ -1,22 +1,22 @@
 """Which shardings are by batch and which by sequence, followed through the graph along shared factors.
 
 Pins speak of roles (data, context, tensor); roles speak of batch, sequence and parameters. The first dim of
-every input is the batch, the second dim of token-like inputs is the sequence; whatever shares a factor with
-them is the same, blocks included: after (batch, sequence) is flattened, ``S(0)`` is the batch and
-``S(0)x8`` the sequence.
+every input is the batch, the second dim of token-like inputs is the sequence, and so is what attention calls
+its query positions (image patches, say); whatever shares a factor with them is the same, blocks included:
+after (batch, sequence) is flattened, ``S(0)`` is the batch and ``S(0)x8`` the sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from autopar.capture.graph import Graph
+from autopar.capture.graph import Graph, Value
 from autopar.shardings.calls import Call
 from autopar.shardings.loops import Loops
 from autopar.shardings.placement import Placement
 from autopar.shardings.strategy import AxisChoice
 
-__all__ = ["BATCH", "SEQUENCE", "Labels", "label_of_choice", "labels_by_type"]
+__all__ = ["BATCH", "SEQUENCE", "Labels", "is_sequence", "label_of_choice", "labels_by_type"]
 
 BATCH, SEQUENCE = "batch", "sequence"
 
@@ -30,6 +30,17 @@ def labels_by_type(graph: Graph, operators: Mapping[str, Operators]) -> dict[str
     """Labels of every sharding of every value, by segment type."""
     inner: dict[str, Labels] = {name: {} for name in operators}
     outer = _input_labels(graph)
+    _settle(graph, operators, outer, inner)
+    for name, labels in inner.items():
+        _label_queries(operators[name], labels)
+    _settle(graph, operators, outer, inner)
+    return inner
+
+
+def _settle(
+    graph: Graph, operators: Mapping[str, Operators], outer: Labels, inner: Mapping[str, Labels]
+) -> None:
+    """Carry labels through all segments and across their boundaries until nothing is new."""
     types = {segment.name: segment for segment in graph.types}
     grew = True
     while grew:
@@ -43,7 +54,6 @@ def labels_by_type(graph: Graph, operators: Mapping[str, Operators]) -> dict[str
             for outside, inside in pairs:
                 rank = len(graph.values[outside].shape)
                 grew |= _exchange(outer, outside, inner[call.type], inside, rank)
-    return inner
 
 
 def _input_labels(graph: Graph) -> Labels:
@@ -52,9 +62,22 @@ def _input_labels(graph: Graph) -> Labels:
         value = graph_input.value
         if value.shape:
             labels[value.name, 0, 1] = BATCH
-        if len(value.shape) == (2 if value.dtype.startswith("int") else 3):
+        if is_sequence(value):
             labels[value.name, 1, 1] = SEQUENCE
     return labels
+
+
+def is_sequence(value: Value) -> bool:
+    """True for an input whose dim 1 is the sequence: rows of tokens, or of vectors."""
+    return len(value.shape) == (2 if value.dtype.startswith("int") else 3)
+
+
+def _label_queries(operators: Operators, labels: Labels) -> None:
+    """The positions of attention's queries are a sequence wherever nothing else is known of them."""
+    for call, _ in operators:
+        if "scaled_dot_product_attention" in call.operator.target:
+            query = call.operands[0]
+            labels.setdefault((query.name, len(query.shape) - 2, 1), SEQUENCE)
 
 
 def _holders(call: Call, loops: Loops) -> Iterator[tuple[str, tuple[str, int, int]]]:

@@ -20,7 +20,7 @@ from autopar.planner.pins import Pins
 from autopar.planner.prices import Prices
 from autopar.planner.problem import solver_problem
 from autopar.planner.realize import Realized, realize
-from autopar.planner.space import Space, search_space
+from autopar.planner.space import Keep, Space, search_space
 from autopar.planner.step import step_s
 from cost_models.cluster import Cluster
 from solver import Solution, Status, evaluate, smallest_usage, solve
@@ -40,6 +40,8 @@ class Options:
     """Limit per device; the device's own capacity where None."""
     time_limit_s: float = 120.0
     """For one mesh."""
+    keep: Keep | None = None
+    """What the search may choose from, where that is not everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def _splits_an_axis(tried: Tried) -> bool:
 
 def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Tried | None:
     """The best plan on one mesh; the leanest one where none fits."""
-    space = search_space(model.graph, model.types, prices)
+    space = search_space(model.graph, model.types, prices, options.keep)
     allowance = limit - device_overhead(prices.cluster.device, len(prices.axes))
     found = None
     for _ in range(TIGHTENINGS):

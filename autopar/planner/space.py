@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 from autopar.capture.graph import Graph
 from autopar.planner.memory import kept_by_operator, resting_bytes
-from autopar.planner.mesh import MODEL
+from autopar.planner.mesh import MODEL, MeshAxis
 from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.prices import Prices
 from autopar.planner.roles import allowed_choices
@@ -16,7 +16,7 @@ from autopar.planner.tensors import Item, ParameterGroup, Tensor, parameter_grou
 from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Layout, Placement, is_legal
 from autopar.shardings.strategy import Strategy, strategies
 
-__all__ = ["Candidate", "Space", "search_space"]
+__all__ = ["Candidate", "Keep", "Space", "search_space"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,10 @@ class Candidate:
     """Held on each device from here to the end of the step, conversions excluded."""
     strategy: Strategy | None = None
     """For operators."""
+
+
+Keep = Callable[[PlannedOperator, Strategy, tuple[MeshAxis, ...]], bool]
+"""Whether a strategy of an operator stays in the space; where it keeps none, all stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +57,17 @@ class Space:
         return frozenset(made | wanted)
 
 
-def search_space(graph: Graph, types: Mapping[str, PlannedType], prices: Prices) -> Space:
-    """All candidates of all items of ``graph`` on the mesh of ``prices``."""
+def search_space(
+    graph: Graph, types: Mapping[str, PlannedType], prices: Prices, keep: Keep | None = None
+) -> Space:
+    """All candidates of all items of ``graph`` on the mesh of ``prices``; of operators those ``keep`` keeps."""
     tensors, groups = tensors_of(graph), parameter_groups(graph)
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     items: dict[Item, tuple[Candidate, ...]] = {}
     for name, planned in types.items():
         for operator in planned.operators:
             items[Item("operator", name, operator.name)] = _operator_candidates(
-                operator, planned, prices, counts[name]
+                operator, planned, prices, counts[name], keep
             )
     for graph_input in graph.inputs:
         layouts = _all_layouts(graph_input.value.shape, prices)
@@ -78,13 +84,15 @@ def search_space(graph: Graph, types: Mapping[str, PlannedType], prices: Prices)
 
 
 def _operator_candidates(
-    operator: PlannedOperator, planned: PlannedType, prices: Prices, count: int
+    operator: PlannedOperator, planned: PlannedType, prices: Prices, count: int, keep: Keep | None
 ) -> tuple[Candidate, ...]:
     choices = tuple(allowed_choices(operator, axis, planned.labels) for axis in prices.axes)
     found = list(strategies(operator.call, choices, prices.sizes))
     if not found:
         # What each axis may do alone cannot be combined: leave the combination to all axes' full choices.
         found = list(strategies(operator.call, (operator.choices,) * len(prices.axes), prices.sizes))
+    if keep is not None:
+        found = [strategy for strategy in found if keep(operator, strategy, prices.axes)] or found
     candidates = []
     for strategy in found:
         seconds = prices.operator(operator.call, strategy.operands, strategy.results).seconds
