@@ -9,22 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from solver.factors import (
-    Classes,
-    Factor,
-    Refiner,
-    eliminated,
-    form_factors,
-    node_prices,
-    projected,
-    shared_axes,
-    summed,
-)
+from solver.factors import Classes, Factor, Refiner, form_factors, least_onto, node_prices, shared_axes
+from solver.factors import eliminated as without_node
 from solver.normal_form import NormalForm
 from solver.problem import FloatArray
 from solver.solution import Solution, Status
@@ -33,6 +23,9 @@ __all__ = ["MAX_ENTRIES", "Elimination", "eliminate", "solve_by_elimination"]
 
 MAX_ENTRIES = 8_000_000
 """Largest table made: 64 MB of float64."""
+
+MAX_MARGINAL_ENTRIES = 50_000_000
+"""Largest sum for min-marginals, made in slices: half a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +71,25 @@ class Elimination:
             picks[step.node] = int(np.argmin(total))
         return tuple(picks)
 
-    def min_marginals(self, *, max_entries: int = MAX_ENTRIES) -> list[FloatArray] | None:
+    def min_marginals(self, *, max_entries: int = MAX_MARGINAL_ENTRIES) -> list[FloatArray] | None:
         """For each node, the least cost of all choices with each of its strategies; None when too large."""
         if any(_full_size(step) > max_entries for step in self.steps):
             return None
+        messages = {id(step.message) for step in self.steps}
         outside: dict[int, Factor] = {}  # by id of a message: the least cost of all that is not behind it
         marginals = list(self.form.costs)
         for step in reversed(self.steps):
-            factors = [*step.factors]
+            factors = list(step.factors)
+            spare = 0.0 if step.axes else self.cost - float(step.message.costs)
             if step.axes:
                 factors.append(outside.pop(id(step.message)))
-            spare = self.cost - float(step.message.costs) if not step.axes else 0.0
             prices = node_prices(self.form.costs[step.node], step.own) + spare
-            total = summed(prices, step.node, step.own, factors, step.axes)
-            least = total.min(axis=tuple(range(1, total.ndim)))
-            others = least - prices
-            marginals[step.node] = self.form.costs[step.node] + spare + others[step.own.of]
-            for factor in _messages(self.steps, step):
-                rest = [other for other in factors if other is not factor]
-                behind = summed(prices, step.node, step.own, rest, step.axes)
-                outside[id(factor)] = projected(behind, {step.node: step.own, **step.axes}, factor)
+            least = least_onto(prices, step.node, step.own, factors, step.axes, None).costs
+            marginals[step.node] = self.form.costs[step.node] + spare + (least - prices)[step.own.of]
+            for factor in step.factors:
+                if id(factor) in messages:
+                    rest = [other for other in factors if other is not factor]
+                    outside[id(factor)] = least_onto(prices, step.node, step.own, rest, step.axes, factor)
         return marginals
 
 
@@ -181,13 +173,7 @@ def _eliminate(state: Elimination, node: int) -> tuple[int, ...]:
     for factor in factors:
         for v in factor.nodes:
             state.touching[v].difference_update(numbers)
-    message = eliminated(node_prices(state.form.costs[node], own), node, own, factors, axes)
+    message = without_node(node_prices(state.form.costs[node], own), node, own, factors, axes)
     state.steps.append(_Step(node, own, axes, factors, message))
     _add(state, message)
     return tuple(axes)
-
-
-def _messages(steps: list[_Step], step: _Step) -> Iterator[Factor]:
-    """The factors of a step that earlier steps left."""
-    left = {id(earlier.message) for earlier in steps}
-    return (factor for factor in step.factors if id(factor) in left)

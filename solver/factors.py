@@ -18,13 +18,14 @@ __all__ = [
     "eliminated",
     "form_factors",
     "node_prices",
-    "projected",
     "shared_axes",
-    "summed",
 ]
 
 BROADCAST_ENTRIES = 200_000
 """Sums up to this size are made in one piece; larger ones strategy by strategy, to save memory."""
+
+SLICE_ENTRIES = 1_000_000
+"""Size of the slices of sums that are projected: 8 MB, which a cache may hold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,29 +122,56 @@ def eliminated(
     return Factor(tuple(axes), tuple(axes.values()), least)
 
 
-def summed(
+def least_onto(
+    prices: FloatArray,
+    node: int,
+    own: Classes,
+    factors: Sequence[Factor],
+    axes: dict[int, Classes],
+    onto: Factor | None,
+) -> Factor:
+    """The least sum of ``prices`` and factors for all classes of ``onto``, a factor over some of the nodes.
+
+    Without ``onto``, for each class of the node itself. Sums are made in slices of ``SLICE_ENTRIES``.
+    """
+    onto = onto or Factor((node,), (own,), prices)
+    least = np.full(onto.costs.shape, math.inf)
+    width = max(1, SLICE_ENTRIES // max(1, math.prod(classes.count for classes in axes.values())))
+    for start in range(0, own.count, width):
+        part = Classes(own.of, own.first[start : start + width])
+        total = _summed(prices[start : start + width], node, part, factors, axes)
+        places, smallest = _projected(total, {node: part, **axes}, onto)
+        least[np.ix_(*places)] = np.minimum(least[np.ix_(*places)], smallest)
+    return Factor(onto.nodes, onto.classes, least)
+
+
+def _summed(
     prices: FloatArray, node: int, own: Classes, factors: Sequence[Factor], axes: dict[int, Classes]
 ) -> FloatArray:
     """(own classes, *axes) sum of prices and factors."""
-    shape = (prices.size, *(classes.count for classes in axes.values()))
-    total = np.broadcast_to(prices.reshape(-1, *(1 for _ in axes)), shape).copy()
+    total = np.empty((prices.size, *(classes.count for classes in axes.values())))
+    total[...] = prices.reshape(-1, *(1 for _ in axes))
     for factor in factors:
         total += _aligned(factor, node, own, axes)
     return total
 
 
-def projected(costs: FloatArray, axes: dict[int, Classes], onto: Factor) -> Factor:
-    """The least cost for all classes of another factor: its nodes are among ``axes``, told apart less."""
+def _projected(
+    costs: FloatArray, axes: dict[int, Classes], onto: Factor
+) -> tuple[list[IntArray], FloatArray]:
+    """Least costs for the classes of another factor, told apart less; and which classes these are."""
+    places: dict[int, IntArray] = {}
     for axis, (node, classes) in reversed(list(enumerate(axes.items()))):
         if node not in onto.nodes:
             costs = costs.min(axis=axis)
-        else:
-            coarse = onto.classes[onto.nodes.index(node)].of[classes.first]
-            order = np.argsort(coarse, kind="stable")
-            starts = np.flatnonzero(np.diff(coarse[order], prepend=-1))
-            costs = np.minimum.reduceat(costs.take(order, axis=axis), starts, axis=axis)
+            continue
+        coarse = onto.classes[onto.nodes.index(node)].of[classes.first]
+        order = np.argsort(coarse, kind="stable")
+        starts = np.flatnonzero(np.diff(coarse[order], prepend=-1))
+        places[node] = coarse[order][starts]
+        costs = np.minimum.reduceat(costs.take(order, axis=axis), starts, axis=axis)
     kept = [node for node in axes if node in onto.nodes]
-    return Factor(onto.nodes, onto.classes, costs.transpose([kept.index(node) for node in onto.nodes]))
+    return [places[node] for node in onto.nodes], costs.transpose([kept.index(v) for v in onto.nodes])
 
 
 def _aligned(factor: Factor, node: int, own: Classes, axes: dict[int, Classes]) -> FloatArray:

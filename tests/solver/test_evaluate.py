@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from tests.solver.random_problems import random_problem
 
 from solver import Edge, Fan, InvalidProblemError, Node, Problem, Solution, Status, evaluate
 from solver.normal_form import normal_form
 from solver.pricing import fits, picks_cost, usage_by_time
+from tests.solver.random_problems import random_problem
 
 TWO = Node([1.0, 2.0], [0.0, 0.0])
 

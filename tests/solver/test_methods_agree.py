@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.solver.block_problem import block_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.solver.random_problems import random_problem
 
 from solver import Problem, Solution, Status, evaluate, smallest_usage, solve, solve_by_enumeration
-from solver.elimination import solve_by_elimination
+from solver.elimination import eliminate, solve_by_elimination
 from solver.local_search import solve_by_local_search
 from solver.normal_form import normal_form
 from solver.planning_ilp import solve_by_pulp
 from solver.presolve import presolve
 from solver.pricing import fits, picks_cost
 from solver.sparse_ilp import solve_by_sparse_ilp
-from solver.usage_prices import bracket_by_prices
+from solver.usage_prices import solve_by_prices
+from tests.solver.block_problem import block_problem
+from tests.solver.random_problems import random_problem
 
 PROBLEMS = range(300)
 """Half of them with a limit that is likely to bind."""
@@ -29,14 +29,14 @@ PROBLEMS = range(300)
 ILPS = (solve_by_pulp, solve_by_sparse_ilp)
 
 
-def agree(found: Solution, oracle: Solution, constant: float = 0.0) -> bool:
+def agree(found: Solution, oracle: Solution) -> bool:
     """Same status and cost, and a bound that is one."""
     if found.status != oracle.status:
         return False
     if found.choice is None:
         return True
-    is_bounded = found.lower_bound <= found.cost and found.lower_bound + constant <= oracle.cost + 1e-9
-    return is_bounded and math.isclose(found.cost + constant, oracle.cost, rel_tol=1e-6, abs_tol=1e-9)
+    is_bounded = found.lower_bound <= min(found.cost, oracle.cost + 1e-9)
+    return is_bounded and math.isclose(found.cost, oracle.cost, rel_tol=1e-6, abs_tol=1e-9)
 
 
 @pytest.mark.parametrize("chunk", range(0, len(PROBLEMS), 50))
@@ -57,16 +57,16 @@ def test_both_ilps_equal_enumeration_with_and_without_presolve(ilp, is_reduced: 
     for seed in PROBLEMS[:200]:
         problem = random_problem(seed)
         oracle = solve_by_enumeration(problem)
-        form, constant = normal_form(problem), 0.0
+        form = normal_form(problem)
         if is_reduced:
             reduced = presolve(form)
             if reduced is None:
                 assert oracle.status is Status.infeasible, seed
                 continue
-            form, constant = reduced.form, reduced.constant
+            form = reduced.form
         if form.costs and all(costs.size for costs in form.costs):
             found = ilp(form, time_limit_s=20, gap=1e-6)
-            assert agree(found, oracle, constant), (seed, found, oracle)
+            assert agree(found, oracle), (seed, found, oracle)
 
 
 def test_elimination_equals_enumeration_where_nothing_is_limited() -> None:
@@ -81,6 +81,31 @@ def test_elimination_equals_enumeration_where_nothing_is_limited() -> None:
     assert solved >= 200
 
 
+def test_min_marginals_equal_enumeration() -> None:
+    for seed in PROBLEMS[:100]:
+        form = normal_form(replace(random_problem(seed), usage_limit=math.inf))
+        if not all(costs.size for costs in form.costs):
+            continue
+        least = [np.full(costs.size, math.inf) for costs in form.costs]
+        for picks in itertools.product(*(range(costs.size) for costs in form.costs)):
+            cost = picks_cost(form, picks)
+            for own, pick in zip(least, picks, strict=True):
+                own[pick] = min(own[pick], cost)
+        elimination = eliminate(form)
+        if math.isfinite(elimination.cost):
+            for own, marginals in zip(least, elimination.min_marginals(), strict=True):
+                np.testing.assert_allclose(marginals, own, atol=1e-9, err_msg=str(seed))
+
+
+def test_dropping_strategies_keeps_the_optimum_of_a_block_that_must_save_memory() -> None:
+    problem = block_problem((8, 8))
+    most = evaluate(problem, solve(problem).choice).peak_usage
+    least = evaluate(problem, smallest_usage(problem).choice).peak_usage
+    tight = replace(problem, usage_limit=least + 0.3 * (most - least))
+    stated = solve_by_sparse_ilp(normal_form(tight), time_limit_s=60, gap=1e-6)
+    assert solve(tight).cost == pytest.approx(stated.cost, rel=1e-6)
+
+
 def test_presolve_translates_every_pick_at_its_price() -> None:
     for seed in PROBLEMS:
         problem = random_problem(seed)
@@ -88,7 +113,7 @@ def test_presolve_translates_every_pick_at_its_price() -> None:
         if reduced is None:
             continue
         for picks in itertools.islice(itertools.product(*(range(c.size) for c in reduced.form.costs)), 50):
-            cost = picks_cost(reduced.form, picks) + reduced.constant
+            cost = picks_cost(reduced.form, picks)
             price = evaluate(problem, reduced.choice(picks))
             assert not math.isfinite(cost) or math.isclose(cost, price.cost, abs_tol=1e-9), seed
             assert not fits(reduced.form, picks) or price.fits(problem.usage_limit), seed
@@ -100,12 +125,12 @@ def test_prices_on_usage_bracket_the_optimum_and_local_search_fits() -> None:
         oracle, reduced = solve_by_enumeration(problem), presolve(normal_form(problem))
         if reduced is None or not reduced.form.costs:
             continue
-        bracket = bracket_by_prices(reduced.form, time_limit_s=20, gap=1e-6)
-        assert bracket.lower_bound + reduced.constant <= oracle.cost + 1e-9, seed
-        assert bracket.cost + reduced.constant >= oracle.cost - 1e-9, seed
+        bracket = solve_by_prices(reduced.form, time_limit_s=20, gap=1e-6).solution
+        assert bracket.lower_bound <= oracle.cost + 1e-9, seed
+        assert bracket.cost >= oracle.cost - 1e-9, seed
         picks = solve_by_local_search(reduced.form, time_limit_s=0.01)
         assert picks is None or fits(reduced.form, picks), seed
-        assert picks is None or picks_cost(reduced.form, picks) + reduced.constant >= oracle.cost - 1e-9, seed
+        assert picks is None or picks_cost(reduced.form, picks) >= oracle.cost - 1e-9, seed
 
 
 def test_smallest_usage_equals_enumeration() -> None:
@@ -155,6 +180,6 @@ def test_both_ilps_agree_on_a_block_that_must_save_memory() -> None:
         reduced = presolve(normal_form(tight))
         stated, sparse = (ilp(reduced.form, time_limit_s=60, gap=1e-6) for ilp in ILPS)
         assert stated.cost == pytest.approx(sparse.cost, rel=1e-6)
-        assert solve(tight).cost == pytest.approx(stated.cost + reduced.constant, rel=1e-6)
+        assert solve(tight).cost == pytest.approx(stated.cost, rel=1e-6)
     assert solve(replace(problem, usage_limit=least * 0.99)).status is Status.infeasible
     assert solve(replace(problem, usage_limit=least)).status is Status.optimal
