@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from autopar._version import __version__
-from autopar.capture import capture, fingerprint
+from autopar.capture import fingerprint
 from autopar.capture.graph import Graph
+from autopar.capture.precision import COMPUTE_DTYPES, capture_in
 from autopar.clusters import cluster_of_plan
 from autopar.codegen.program import program_source
 from autopar.errors import PinError, PlanMismatchError
@@ -53,7 +54,8 @@ def plan_model(
     Raises ``CaptureError``, ``PinError`` or ``InfeasiblePlanError``.
     """
     pins = _checked(options)
-    return _plan(capture(module, args, dict(kwargs)), cluster, options, pins)
+    graph = capture_in(options.precision, module, args, dict(kwargs))
+    return _plan(graph, cluster, options, pins)
 
 
 def plan_graph(graph: Graph, cluster: Cluster, options: PlanOptions) -> Plan:
@@ -64,8 +66,10 @@ def plan_graph(graph: Graph, cluster: Cluster, options: PlanOptions) -> Plan:
 def _checked(options: PlanOptions) -> Pins:
     if options.precision not in PRECISIONS:
         raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(PRECISIONS)}")
-    if options.precision != "fp32":
-        raise PinError(f"precision '{options.precision}' is not supported yet: plans and programs are fp32")
+    if options.precision not in COMPUTE_DTYPES:
+        raise PinError(
+            f"precision '{options.precision}' needs loss scaling, which is not supported yet: use bf16"
+        )
     if options.optimizer not in OPTIMIZERS:
         raise PinError(f"optimizer '{options.optimizer}' is unknown: known are {', '.join(OPTIMIZERS)}")
     return parse_pins(options.pins)
@@ -95,7 +99,7 @@ def generate_program(plan: Plan) -> str:
 
 def check_model(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise ``PlanMismatchError`` unless ``plan`` was made for this module and inputs of these shapes."""
-    graph = capture(module, args, dict(kwargs))
+    graph = capture_in(plan.training.precision, module, args, dict(kwargs))
     if fingerprint(graph) != plan.model.fingerprint:
         raise PlanMismatchError(_difference(plan, graph))
 

@@ -273,6 +273,11 @@ def _tables(sharded: ShardedGraph) -> str:
     ]
     lines += [f"RANDOM_AXES = ({_tuple([quoted(name) for name in _random_axes(sharded)])})"]
     lines += ['"""Axes whose ranks draw different random numbers: every dropout is sharded over them."""', ""]
+    lines += [
+        f"COMPUTE_DTYPE = torch.{_compute_dtype(sharded)}",
+        '"""Dtype in which parameters are used; they rest in float32."""',
+        "",
+    ]
     lines += ["INPUTS = ["]
     for graph_input in sharded.graph.inputs:
         value, layout = graph_input.value, sharded.inputs[graph_input.value.name]
@@ -323,6 +328,17 @@ def _layout_text(layout: Layout, sharded: ShardedGraph) -> str:
         if placement.is_shard
     ]
     return format_layout(tuple(p for _, p in named), tuple(a for a, _ in named))
+
+
+def _compute_dtype(sharded: ShardedGraph) -> str:
+    """The narrowest dtype in which a trained parameter is used."""
+    used = {
+        segment.values[parameter.value].dtype
+        for segment in sharded.graph.types
+        for parameter in segment.parameters
+        if not parameter.is_buffer and segment.values[parameter.value].requires_grad
+    }
+    return next((dtype for dtype in ("bfloat16", "float16") if dtype in used), "float32")
 
 
 _RANDOM = ("dropout", "rand", "bernoulli", "normal", "multinomial")
@@ -388,7 +404,7 @@ def build(module: nn.Module | None = None, *, compile: bool = False, seed: int =
         keep_identity(module)
     distribute(module, PARAMETERS, mesh, MODEL_AXES)
     bind(module, {"": Root.forward, **{path: kind.forward for path, kind in BLOCKS.items()}}, mesh.axes, compile_forwards=compile)
-    shard_data(module, BLOCKS, mesh, replicate_axes=REPLICATE_AXES, shard_axes=SHARD_AXES)
+    shard_data(module, BLOCKS, mesh, replicate_axes=REPLICATE_AXES, shard_axes=SHARD_AXES, compute_dtype=COMPUTE_DTYPE)
     if is_new:
         module.to_empty(device=mesh.device)
         initialize(module, seed)

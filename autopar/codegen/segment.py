@@ -32,6 +32,8 @@ class Scope:
     """What one forward function has written so far: its lines, its names, and what it needs."""
 
     sharded: ShardedGraph
+    resting_dtype: str = "float32"
+    """Dtype in which parameters rest."""
     lines: list[Line] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
     runtime: set[str] = field(default_factory=set)
@@ -111,9 +113,14 @@ class SegmentWriter:
             self._bind(name, self.scope.sharded.boundaries[self.segment.name, name], expr)
         for parameter in self.segment.parameters:
             self.scope.runtime.add("local")
-            self._bind(
-                parameter.value, resting[parameter.value], f"local({attribute(self.owner, parameter.path)})"
+            dtype = self.segment.values[parameter.value].dtype
+            cast = (
+                ""
+                if dtype == self.scope.resting_dtype or parameter.is_buffer
+                else f", torch.{identifier(dtype)}"
             )
+            where = attribute(self.owner, parameter.path)
+            self._bind(parameter.value, resting[parameter.value], f"local({where}{cast})")
         plain = self._plain()
         for constant in self.segment.constants:
             value = self.segment.values[constant.value]

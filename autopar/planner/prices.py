@@ -26,6 +26,8 @@ __all__ = ["OperatorPrice", "Prices"]
 
 PLAIN_STEP_S = 1e-8
 """Added to every step of a conversion, so that among equals the plan with fewer of them wins."""
+MASTER_BYTES = 4
+"""Parameters rest, and gradients are summed, in float32."""
 OPTIMIZER_BYTES_PER_PARAMETER = 28
 """AdamW in float32: reads parameter, gradient and two moments, writes all but the gradient (4 B each)."""
 
@@ -176,7 +178,8 @@ class Prices:
     def traffic_s(self, value: Value, at_rest: Layout) -> float:
         """Seconds of one parameter's gathers and gradient sums over the data axes."""
         local = prod(local_shape(value.shape, at_rest, self.sizes)) * dtype_bytes(value.dtype)
-        return self.gradient_sync_s(local) + self.gather_s(local) if value.requires_grad else 0.0
+        gradient = local * MASTER_BYTES / dtype_bytes(value.dtype)
+        return self.gradient_sync_s(gradient) + self.gather_s(local) if value.requires_grad else 0.0
 
     def gradient_sync_s(self, local_bytes: float) -> float:
         """Summing one parameter's gradient over the data axes."""

@@ -26,6 +26,7 @@ from autopar.planner.tensors import ParameterGroup, Tensor, parameter_groups, te
 from autopar.shardings.placement import REPLICATE, Layout, format_layout, is_legal
 from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph
 from autopar.shardings.strategy import Strategy, combined, divides
+from cost_models.dtypes import dtype_bytes
 
 __all__ = ["Realized", "realize"]
 
@@ -150,7 +151,7 @@ def _memory(
         layout = decisions.parameters[group.item.name]
         held = len(group.names) * value_bytes(group.value, layout, prices.sizes) / prices.shard_ways
         elements += held if not group.value.requires_grad else 0.0
-        trained += held / 4 if group.value.requires_grad else 0.0
+        trained += held / dtype_bytes(group.value.dtype) if group.value.requires_grad else 0.0
     has_engine = any(axis.is_data for axis in prices.axes)
     return Memory(
         parameters=round(PARAMETER_BYTES * trained + elements),

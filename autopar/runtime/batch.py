@@ -90,6 +90,8 @@ def local_inputs(
                 f"the plan reads the input '{each.path}', which is missing. Pass it, or plan again."
             )
         tensor = given[each.path]
+        if tensor.is_floating_point() and each.dtype.is_floating_point:
+            tensor = tensor.to(each.dtype)
         if tensor.dtype != each.dtype:
             raise PlanMismatchError(f"input '{each.path}' is {tensor.dtype}, the plan is for {each.dtype}.")
         found.append(each.local(tensor, axes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -23,7 +24,7 @@ def shard_data(
     replicate_axes: Sequence[str] = (),
     shard_axes: Sequence[str] = (),
     reshard_after_forward: bool = True,
-    precision: MixedPrecisionPolicy | None = None,
+    compute_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Hand the module to FSDP2, block by block, over the data axes.
 
@@ -31,7 +32,8 @@ def shard_data(
     with ``reshard_after_forward`` false ZeRO-2: what forward gathered is kept for backward). Along
     ``replicate_axes`` it keeps the same as the others. Gradients are *summed* over both, for losses are
     already shares of the mean over the global batch. ``blocks`` names the submodules that gather and reduce
-    as one; what is left belongs to the root. A parameter that is a DTensor over model axes becomes one over
+    as one; what is left belongs to the root. Parameters are gathered in ``compute_dtype``; gradients are
+    summed in float32. A parameter that is a DTensor over model axes becomes one over
     data and model axes. Dim 0 need not divide evenly.
 
     Parameter objects stay the same after ``keep_identity``. FSDP2 takes two model axes at most.
@@ -42,7 +44,7 @@ def shard_data(
     assert mesh.device_mesh is not None
     options = {
         "mesh": _data_mesh(mesh.device_mesh, replicate, shard),
-        "mp_policy": precision or MixedPrecisionPolicy(),
+        "mp_policy": _precision(compute_dtype),
     }
     before = list(holders(module))
     for path in sorted(set(blocks), key=lambda path: -path.count(".")):
@@ -56,6 +58,15 @@ def shard_data(
             adopt_parameters(part)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
+
+
+def _precision(compute_dtype: torch.dtype) -> MixedPrecisionPolicy:
+    """Forwards cast what they read by themselves, so FSDP2 must leave their inputs alone."""
+    if compute_dtype is torch.float32:
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    return MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
 
 
 def _data_mesh(mesh: DeviceMesh, replicate: tuple[str, ...], shard: tuple[str, ...]) -> DeviceMesh:

@@ -17,13 +17,14 @@ from autopar.runtime.parameter import Parameter, stored_order, to_stored_order
 __all__ = ["distribute", "local", "orders_at_rest"]
 
 
-def local(parameter: Tensor) -> Tensor:
-    """Return this rank's shard of a parameter, or the parameter itself where it is whole.
+def local(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return this rank's shard of a parameter, or the parameter itself where it is whole, in ``dtype``.
 
     The gradient comes back in the parameter's own layout: along an axis that holds it whole it must be
     whole too, which is what ``sum_gradient`` is for.
     """
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    shard = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return shard if dtype is None else shard.to(dtype)
 
 
 def distribute(
