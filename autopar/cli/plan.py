@@ -33,7 +33,8 @@ def plan(
     optimizer: Annotated[str, typer.Option(help="adamw")] = "adamw",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
     memory: Annotated[
-        str | None, typer.Option(help="Limit per device instead of its capacity: 80GB, 512MiB.", show_default=False)
+        str | None,
+        typer.Option(help="Limit per device instead of its capacity: 80GB, 512MiB.", show_default=False),
     ] = None,
     pin: Annotated[
         str, typer.Option(help="Choices taken out of the search: tp=2,dp_shard=4,zero=3.", show_default=False)
@@ -89,4 +90,6 @@ def _write(found: Plan, output: Path | None, *, as_json: bool) -> None:
     if output is None:
         log("the plan is not saved: add -o plan.json to keep it, or --json to print it")
     else:
-        log(f"wrote {output}: `autopar run {output}` trains it, `autopar emit {output} -o DIR` writes its program")
+        log(
+            f"wrote {output}: `autopar run {output}` trains it, `autopar emit {output} -o DIR` writes its program"
+        )

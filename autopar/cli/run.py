@@ -26,11 +26,15 @@ def run_plan(
         int | None,
         typer.Option(min=1, help="Processes to start: as many as the plan has ranks.", show_default=False),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="AdamW steps; the first is not timed where there are more.")] = 5,
+    steps: Annotated[
+        int, typer.Option(min=1, help="AdamW steps; the first is not timed where there are more.")
+    ] = 5,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare loss and every gradient with the single-device model.")
     ] = False,
-    compile_blocks: Annotated[bool, typer.Option("--compile", help="torch.compile every block type.")] = False,
+    compile_blocks: Annotated[
+        bool, typer.Option("--compile", help="torch.compile every block type.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
 ) -> None:
     """Train a plan's model on this machine with random data: measured beside predicted."""

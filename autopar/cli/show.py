@@ -15,6 +15,7 @@ __all__ = ["show"]
 
 def show(
     path: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)],
+    full: Annotated[bool, typer.Option("--all", help="List every operator, views included.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the plan, its figures made again from its decisions.")
     ] = False,
@@ -28,4 +29,4 @@ def show(
         return
     from autopar.report.text import summary
 
-    print_result(summary(plan))
+    print_result(summary(plan, is_full=full))

@@ -27,5 +27,7 @@ def parse_bytes(text: str) -> int:
         )
     size_bytes = round(float(match[1]) * units[match[2].lower()])
     if size_bytes < 1:
-        raise ClusterError(f"--memory '{text}' leaves a device no memory: write a size above zero, such as 80GB")
+        raise ClusterError(
+            f"--memory '{text}' leaves a device no memory: write a size above zero, such as 80GB"
+        )
     return size_bytes

@@ -1,0 +1,141 @@
+"""Everything that a step sends, in the order in which its forward comes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from autopar.capture.graph import Graph
+from autopar.planner.mesh import SHARD
+from autopar.report.anatomy import Anatomy
+from autopar.shardings.conversion import Step
+from autopar.shardings.placement import Layout, local_shape
+from autopar.shardings.sharded import Conversion
+from cost_models.dtypes import dtype_bytes
+
+__all__ = ["Exchange", "Hop", "exchanges"]
+
+SILENT = ("nothing", "slice", "share", "pad")
+"""Steps of a conversion that send nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One collective along one axis."""
+
+    axis: str
+    forward: str
+    """``all_gather``… or one of ``SILENT``."""
+    backward: str
+    forward_bytes: int
+    """The whole tensor that the collective makes or reduces, as one rank holds it; 0 when nothing is sent."""
+    backward_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One tensor's way from one layout to another, or the parameters' traffic along a data axis."""
+
+    segment: str
+    """Segment type; empty between segments and for parameters."""
+    tensor: str
+    change: str
+    """What it does to the layout: ``tp: P → R``."""
+    hops: tuple[Hop, ...]
+    count: int
+    """Times a step."""
+    seconds: float
+    """Forward and backward, all times together, before any of it is hidden."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of a whole step."""
+        return self.count * sum(hop.forward_bytes + hop.backward_bytes for hop in self.hops)
+
+
+def exchanges(opened: Anatomy) -> tuple[Exchange, ...]:
+    """Conversions in the order of the forward, then what the data-parallel engine does to parameters."""
+    places = _places(opened.sharded.graph)
+    ordered = sorted(opened.sharded.conversions, key=lambda each: places.get(each.members[0], (-1, -1)))
+    return (*(_exchange(each, opened) for each in ordered), *_parameter_traffic(opened))
+
+
+def _places(graph: Graph) -> dict[tuple[str, str], tuple[int, int]]:
+    """(call, operator) after which each value exists; parameters and inputs of the batch come first."""
+    types = {segment.name: segment for segment in graph.types}
+    places: dict[tuple[str, str], tuple[int, int]] = {}
+    for position, call in enumerate(graph.calls):
+        segment = types[call.type]
+        for name in segment.inputs:
+            places.setdefault((call.type, name), (position, -1))
+        for index, operator in enumerate(segment.operators):
+            for name in filter(None, operator.results):
+                places.setdefault((call.type, name), (position, index))
+        for name in call.results:
+            places.setdefault(("", name), (position, len(segment.operators)))
+    return places
+
+
+def _exchange(conversion: Conversion, opened: Anatomy) -> Exchange:
+    type_name, value = conversion.members[0]
+    return Exchange(
+        segment=type_name,
+        tensor=value,
+        change=_change(conversion, opened),
+        hops=tuple(_hops(conversion, opened)),
+        count=conversion.count,
+        seconds=conversion.seconds,
+    )
+
+
+def _change(conversion: Conversion, opened: Anatomy) -> str:
+    """The axes along which the layout changes: ``dp: S(0) → R, tp: P → S(1)``."""
+    return ", ".join(
+        f"{axis}: {source} → {target}"
+        for axis, source, target in zip(
+            opened.sharded.axis_names, conversion.source, conversion.target, strict=True
+        )
+        if source != target
+    )
+
+
+def _hops(conversion: Conversion, opened: Anatomy) -> Iterator[Hop]:
+    layout = conversion.source
+    for step in conversion.steps:
+        after = (*layout[: step.axis], step.target, *layout[step.axis + 1 :])
+        yield _hop(step, conversion, layout, after, opened)
+        layout = after
+
+
+def _hop(step: Step, conversion: Conversion, before: Layout, after: Layout, opened: Anatomy) -> Hop:
+    sizes = opened.prices.sizes
+    held = [
+        prod(local_shape(conversion.value.shape, layout, sizes)) * dtype_bytes(conversion.value.dtype)
+        for layout in (before, after)
+    ]
+    return Hop(
+        axis=opened.sharded.axes[step.axis].name,
+        forward=step.forward,
+        backward=step.backward,
+        forward_bytes=0 if step.forward in SILENT else max(held),
+        backward_bytes=0 if step.backward in SILENT else max(held),
+    )
+
+
+def _parameter_traffic(opened: Anatomy) -> Iterator[Exchange]:
+    """Gathers of parameters and sums of gradients along the data axes."""
+    trained_bytes = opened.plan.predicted.memory[0].gradients_bytes * opened.prices.shard_ways
+    gather_s = opened.prices.gather_s(trained_bytes)
+    sum_s = opened.prices.gradient_sync_s(trained_bytes)
+    shards = [axis for axis in opened.sharded.axes if axis.kind == SHARD]
+    if shards:
+        names = " ".join(axis.name for axis in shards)
+        hop = Hop(names, "all_gather", "all_gather", trained_bytes, trained_bytes)
+        yield Exchange("", "parameters, for use", f"{names}: at rest → whole, twice", (hop,), 1, gather_s)
+    data = [axis for axis in opened.sharded.axes if axis.is_data]
+    if data:
+        names = " ".join(axis.name for axis in data)
+        kind = "reduce_scatter" if len(shards) == len(data) else "all_reduce"
+        hop = Hop(names, "nothing", kind, 0, trained_bytes)
+        yield Exchange("", "gradients of parameters", f"{names}: partial → summed", (hop,), 1, sum_s)
