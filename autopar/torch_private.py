@@ -161,3 +161,33 @@ def add_axis_of_one(mesh: DeviceMesh, name: str) -> DeviceMesh:
 def read_structure(text: str) -> Any:
     """Return the structure that ``write_structure`` wrote; for ``rebuild``."""
     return torch.utils._pytree.treespec_loads(text)
+
+
+def can_flash(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether the CUDA flash kernel takes these (batch, heads, sequence, width) tensors.
+
+    The conditions of ``torch.backends.cuda.can_use_flash_attention`` that matter for trained models, as
+    Python that Dynamo evaluates while it traces (``CausalBias``, which asks torch, does not trace on 2.11).
+    """
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16) or q.ndim != 4:
+        return False
+    width = q.shape[-1]
+    return width % 8 == 0 and width <= 256 and k.shape[-1] == v.shape[-1] == width and _has_flash()
+
+
+@torch.compiler.assume_constant_result
+def _has_flash() -> bool:
+    """Return whether this machine's GPU is an NVIDIA one of the Ampere generation or later."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def flash_causal_lower_right(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float, scale: float | None
+) -> Tensor:
+    """Attention in which the last query sees all keys, the one before it all but one, and so on.
+
+    ``aten._scaled_dot_product_flash_attention`` aligns its causal mask to the lower right corner, as
+    ``torch.nn.attention.bias`` relies on too; it takes fewer key and value heads than query heads.
+    """
+    operator = torch.ops.aten._scaled_dot_product_flash_attention.default
+    return operator(q, k, v, dropout_p, True, scale=scale)[0]

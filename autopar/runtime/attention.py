@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from autopar.runtime.axis import Axis, nested_index
+from autopar.torch_private import can_flash, flash_causal_lower_right
 
 __all__ = ["attention"]
 
@@ -34,7 +34,8 @@ def attention(
 
     ``is_causal`` is counted from the first query of the whole sequence, as torch counts it: query i sees the
     keys up to i. So a shard never looks at the keys beyond its last query; these are cut off, and what is
-    left is the *lower-right* causal mask, for which the CUDA kernels need no mask in memory.
+    left is the *lower-right* causal mask, for which the flash kernel needs no mask in memory. In float32, and
+    on the CPU, a boolean mask of (queries, keys) is made.
 
     Without ``query_axes`` this is ``torch.nn.functional.scaled_dot_product_attention``.
     """
@@ -50,10 +51,10 @@ def attention(
             q, k, v, _causal_mask(end - queries, queries, keys, q.device), **options
         )
     seen_k, seen_v = k.narrow(-2, 0, end), v.narrow(-2, 0, end)
-    if q.device.type == "cpu":
-        mask = _causal_mask(end - queries, queries, end, q.device)
-        return F.scaled_dot_product_attention(q, seen_k, seen_v, mask, **options)
-    return F.scaled_dot_product_attention(q, seen_k, seen_v, causal_lower_right(queries, end), **options)
+    if can_flash(q, seen_k, seen_v):
+        return flash_causal_lower_right(q, seen_k, seen_v, dropout_p, scale)
+    mask = _causal_mask(end - queries, queries, end, q.device)
+    return F.scaled_dot_product_attention(q, seen_k, seen_v, mask, **options)
 
 
 def _causal_mask(first_query: int, queries: int, keys: int, device: torch.device) -> Tensor:

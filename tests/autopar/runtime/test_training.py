@@ -48,17 +48,18 @@ def difference(actual: dict, expected: dict) -> float:
     return max(float((actual[n] - expected[n]).norm() / (expected[n].norm() + 1e-12)) for n in expected)
 
 
-def train(sizes: dict, options: dict, steps: int) -> dict:
+def train(sizes: dict, options: dict, steps: int, dtype: torch.dtype = torch.float64) -> dict:
     """Train plain and sharded side by side; the optimizer is made before the model is sharded."""
-    plain = plain_model()
+    plain = plain_model().to(dtype)
     model = copy.deepcopy(plain)
     with torch.no_grad():  # other ranks initialised theirs differently: rank 0 wins
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.add_(dist.get_rank())
     keep_identity(model)
     objects = list(model.parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    reference = torch.optim.AdamW(plain.parameters(), lr=1e-2)
+    eps = 1e-8 if dtype is torch.float64 else 1e-3  # rounding of zero gradients
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=eps)
+    reference = torch.optim.AdamW(plain.parameters(), lr=1e-2, eps=eps)
     mesh, orders = parallel(model, sizes, **options)
     found = {"loss": 0.0, "norm": 0.0, "gradient": 0.0}
     for step in range(steps):
@@ -108,7 +109,8 @@ def test_keeping_gathered_parameters_for_backward_changes_nothing(pool):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"dp_shard": 2, "tp": 2}, {"tp": 4}], ids=str)
 def test_compiled_blocks_train_alike(pool, sizes):
-    check(pool.run(train, sizes, {"compile_forwards": True}, 3, timeout_s=300))
+    options = {"compile_forwards": True}  # in float32: compiled float64 attention fails on torch 2.11
+    check(pool.run(train, sizes, options, 3, torch.float32, timeout_s=300), 1e-5)
 
 
 def speak(sizes: dict, folder: str) -> dict[str, bool]:
