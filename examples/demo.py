@@ -25,12 +25,13 @@ def text() -> bytes:
 
 def train() -> None:
     """What each process does: the user's loop, with one added line."""
+    import rich
     import torch
     import torch.distributed as dist
 
     import autopar
     from autopar.models.gpt import GPT, GPTConfig
-    from autopar.report import print_plan
+    from autopar.report.text import summary
 
     torch.set_num_threads(1)
     config = GPTConfig(layers=4, hidden=256, heads=8, vocab=256, context=SEQUENCE)
@@ -59,7 +60,7 @@ def train() -> None:
         plain_optimizer.zero_grad()
         if dist.get_rank() == 0:
             if step == 0:
-                print_plan(model.plan)
+                rich.print(summary(model.plan))
                 print(f"\n{'step':>4}  {'one device':>10}  {PROCESSES} processes")
             print(f"{step + 1:>4}  {plain_loss.item():>10.6f}  {loss.item():>{11}.6f}", flush=True)
     if dist.get_rank() == 0:
