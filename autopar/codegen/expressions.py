@@ -403,6 +403,7 @@ _WRITERS: dict[str, Writer] = {
     "neg": _negate,
     "expand": _expand,
     "slice": _slice,
+    "narrow": _slice,
     "select": _select,
     "split": _split,
     "split_with_sizes": _split,

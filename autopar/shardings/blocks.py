@@ -111,7 +111,7 @@ def spread_blocks(operators: Sequence[OneOperator]) -> BlockTable:
                     blocks // times
                     for place, times in holders
                     for blocks in {1, *table.get(place, ())}
-                    if blocks % times == 0
+                    if blocks % times == 0 and (blocks == times or factor not in loops.unblocked)
                 }
                 sizes = _sizes(call)
                 for place, times in holders:

@@ -5,7 +5,8 @@ This is all that a sharding rule says. From it follow every strategy, and every 
 - a factor that appears in a result is *free*: sharding it shards that result;
 - a factor that does not is *reduced*: sharding it leaves the result a partial sum;
 - a factor marked *whole* must not be sharded;
-- a factor marked *internal* is reduced by the operator itself, with collectives of its own.
+- a factor marked *internal* is reduced by the operator itself, with collectives of its own;
+- a factor marked *unblocked* is sharded in one run only: the operator counts positions along it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Loops:
     """One entry per result."""
     whole: frozenset[str] = frozenset()
     internal: frozenset[str] = frozenset()
+    unblocked: frozenset[str] = frozenset()
     linear: tuple[frozenset[int], ...] = ()
     """Sets of operands that may be partial sums together; the results are then partial sums too."""
     is_mean: bool = False

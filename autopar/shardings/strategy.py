@@ -90,6 +90,8 @@ def _factor_choice(loops: Loops, factor: str, blocks: int) -> AxisChoice:
 def _blocks_of(call: Call, loops: Loops, factor: str, table: BlockTable) -> set[int]:
     """Block counts that a factor may be sharded in, from the places that hold it."""
     found = {1}
+    if factor in loops.unblocked:
+        return found
     names = [value.name for value in call.operands], call.operator.results
     for value_names, dims_of in zip(names, (loops.operands, loops.results), strict=True):
         for name, dims in zip(value_names, dims_of, strict=False):

@@ -1,8 +1,9 @@
 """Sharding rule of scaled dot-product attention: by batch, by head, by query position.
 
 Keys and values stay whole along their own sequence: a shard of them would need a running softmax. Query
-positions may be sharded; the runtime gives the causal mask its shard's offset. With grouped heads, keys and
-values have fewer heads than queries, and a shard of heads takes the same share of both.
+positions may be sharded; the runtime gives the causal mask its shard's offset, so that a shard is one run.
+With grouped heads, keys and values have fewer heads than queries, and a shard of heads takes the same share
+of both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def _attention(call: Call) -> Loops:
     rank = len(call.operands[0].shape)
     heads = {4: "… h ", 3: "… "}.get(rank, "")
     text = f"{heads}s [d], {heads}[t] [d], {heads}[t] [e], {heads}s [t] -> {heads}s [e]"
-    return rule(_with_mask(text, call), keywords=_KEYWORDS)(call)
+    is_causal = bool(call.argument(5, "is_causal", False))
+    unblocked = frozenset("s") if is_causal else frozenset()
+    return rule(_with_mask(text, call), keywords=_KEYWORDS, unblocked=unblocked)(call)
 
 
 def _with_mask(text: str, call: Call) -> str:

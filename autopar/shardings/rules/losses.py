@@ -17,7 +17,8 @@ _NONE, _MEAN, _SUM = 0, 1, 2
 
 
 def _embedding(call: Call) -> Loops:
-    return rule("v e, … -> … e", keywords=("weight", "indices"))(call)
+    text = "v e, … -> … e"
+    return rule(text, keywords=("weight", "indices"), unblocked=frozenset("v"))(call)
 
 
 def _cross_entropy(call: Call) -> Loops | None:
@@ -39,6 +40,7 @@ def _cross_entropy(call: Call) -> Loops | None:
         results=(row_dims if reduction == _NONE else (),),
         whole=frozenset("v") if is_whole else frozenset(),
         internal=frozenset() if is_whole else frozenset("v"),
+        unblocked=frozenset("v"),
     )
 
 
