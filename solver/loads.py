@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from solver.problem import FloatArray, IntArray
 
-__all__ = ["Load", "disjoint", "joined", "reindexed", "rises_and_drops", "without_base"]
+__all__ = ["Load", "disjoint", "joined", "reindexed", "rises_and_drops"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +39,8 @@ def joined(left: Load, right: Load) -> Load:
 
 def disjoint(load: Load) -> Load:
     """The same load in sorted ranges that do not overlap, neighbours with equal usages as one."""
+    if load.starts.size == 1:
+        return load if load.usages.any() else Load(load.starts[:0], load.ends[:0], load.usages[:0])
     times = np.unique(np.concatenate([load.starts, load.ends]))
     change = np.zeros((times.size, load.usages.shape[1]))
     np.add.at(change, np.searchsorted(times, load.starts), load.usages)
@@ -51,16 +52,6 @@ def disjoint(load: Load) -> Load:
     return Load(starts[is_held], ends[is_held], usages[is_new][is_held])
 
 
-def without_base(load: Load, time_points: int) -> tuple[Load, FloatArray]:
-    """What strategies hold beyond the least of them, and that least for each time point; ranges disjoint."""
-    base = load.usages.min(axis=1)
-    change = np.zeros(time_points + 1)
-    np.add.at(change, load.starts, base)
-    np.subtract.at(change, load.ends, base)
-    beyond = Load(load.starts, load.ends, load.usages - base[:, None])
-    return disjoint(beyond), np.cumsum(change)[:-1]
-
-
 def reindexed(load: Load, index: IntArray) -> Load:
     """The load on other time points: point t becomes ``index[t]``; empty ranges are dropped."""
     starts, ends = index[load.starts], index[load.ends]
@@ -68,15 +59,13 @@ def reindexed(load: Load, index: IntArray) -> Load:
     return Load(starts[is_live], ends[is_live], load.usages[is_live])
 
 
-def rises_and_drops(load: Load, time_points: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Marks the time points at which some strategy holds more, or less, than just before; ranges disjoint."""
-    rises, drops = np.zeros((2, time_points + 1), dtype=bool)
-    follows = np.append(False, load.starts[1:] == load.ends[:-1])[: load.starts.size]
+def rises_and_drops(load: Load) -> tuple[IntArray, IntArray]:
+    """Time points at which some strategy holds more, and less, than just before; ranges disjoint."""
+    follows = np.append(False, load.starts[1:] == load.ends[:-1])
     before = np.where(follows[:, None], np.roll(load.usages, 1, axis=0), 0.0)
-    rises[load.starts] = (load.usages > before).any(axis=1)
-    drops[load.ends] = True
-    drops[load.starts] = (load.usages < before).any(axis=1)
-    return rises, drops
+    rises = load.starts[(load.usages > before).any(axis=1)]
+    drops = load.starts[(load.usages < before).any(axis=1)]
+    return rises, np.concatenate([drops, load.ends[~np.append(follows[1:], False)]])
 
 
 def _arrays(load: Load) -> tuple[IntArray, IntArray, FloatArray]:

@@ -77,7 +77,8 @@ def _rises_and_drops(work: WorkingForm) -> NDArray[np.bool_]:
     found = np.zeros((2, work.room.size + 1), dtype=bool)
     for load in work.loads:
         if load:
-            found |= rises_and_drops(load, work.room.size)
+            for marks, points in zip(found, rises_and_drops(load), strict=True):
+                marks[points] = True
     for shared in work.shared.values():
         if shared.usages.any():
             found[0, shared.times[0]] = found[1, shared.times[1]] = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from solver.loads import Load, disjoint, joined, reindexed, without_base
+from solver.loads import Load, disjoint, joined, reindexed
 from solver.normal_form import NormalForm, Pair, Shared, row_classes
 from solver.problem import FloatArray, IntArray
 
@@ -134,8 +134,12 @@ class WorkingForm:
         if node in self.untidy_loads:
             self.untidy_loads.discard(node)
             if self.loads[node]:
-                self.loads[node], base = without_base(self.loads[node], self.room.size)
-                self._take_room(base)
+                load = disjoint(self.loads[node])
+                base = load.usages.min(axis=1)
+                for start, end, usage in zip(load.starts, load.ends, base, strict=True):
+                    if usage:
+                        self._take_room((start, end), usage)
+                self.loads[node] = disjoint(replace(load, usages=load.usages - base[:, None]))
 
     def keep_times(self, keep: NDArray[np.bool_]) -> None:
         """Only the time points marked in ``keep`` remain; what is never live then holds no usage."""
@@ -220,8 +224,8 @@ class WorkingForm:
         A class that forbids everything is forbidden itself, by an infinite cost of its strategies.
         """
         (i, j), (i_class, j_class) = pair.nodes, pair.classes
-        i_used, i_class = np.unique(i_class, return_inverse=True)
-        j_used, j_class = np.unique(j_class, return_inverse=True)
+        i_used, i_class = _compacted(i_class, pair.costs.shape[0])
+        j_used, j_class = _compacted(j_class, pair.costs.shape[1])
         costs = pair.costs[np.ix_(i_used, j_used)]
         i_base = costs.min(axis=1)
         costs = np.where(np.isfinite(i_base)[:, None], costs - _finite(i_base)[:, None], 0.0)
@@ -259,16 +263,11 @@ class WorkingForm:
         self.costs[node] = self.costs[node] + costs
         self.changed.add(node)
 
-    def _take_room(self, usage: FloatArray) -> None:
-        """Take usage per time point off the room."""
-        self.room -= usage
-        if self.room.min(initial=0.0) < 0:
+    def _take_room(self, times: tuple[int, int], usage: float) -> None:
+        """Take usage that is always held off the room."""
+        self.room[slice(*times)] -= usage
+        if self.room[slice(*times)].min(initial=0.0) < 0:
             raise NothingFitsError
-
-    def _over(self, times: tuple[int, int], usage: float) -> FloatArray:
-        held = np.zeros_like(self.room)
-        held[slice(*times)] = usage
-        return held
 
     def _settled(self, shared: Shared) -> Shared:
         """Versions that a consumer wants under every strategy are paid by the producer, once and for all."""
@@ -283,7 +282,7 @@ class WorkingForm:
             self._add_costs(shared.producer, costs[shared.produced, version])
             costs[:, version] = np.where(np.isfinite(costs[:, version]), 0.0, np.inf)
             if usages[version]:
-                self._take_room(self._over(shared.times, float(usages[version])))
+                self._take_room(shared.times, float(usages[version]))
                 usages[version] = 0.0
         return replace(shared, consumers=tuple(consumers), wanted=tuple(wanted), costs=costs, usages=usages)
 
@@ -308,6 +307,13 @@ class WorkingForm:
         else:
             nodes, classes = (shared.producer, consumer), (shared.produced, wanted)
             self.add_pair(Pair(nodes, classes, shared.costs))
+
+
+def _compacted(classes: IntArray, count: int) -> tuple[IntArray, IntArray]:
+    """The classes that occur, and each strategy's place among them."""
+    occurs = np.zeros(count, dtype=bool)
+    occurs[classes] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[classes]
 
 
 def _moved(times: tuple[int, int], index: IntArray) -> tuple[int, int]:
