@@ -32,7 +32,7 @@ LOG_LINES = 12
 def launch(request: Request, processes: int) -> Outcome:
     """Run ``autopar.cli.worker`` in ``processes`` processes on this machine and return what rank 0 reports.
 
-    Lines that the workers print are logged. Raises ``LaunchError`` with the error of the first rank that failed.
+    What the workers print is logged. Raises ``LaunchError`` with the error of the first rank that failed.
     """
     with tempfile.TemporaryDirectory(prefix="autopar-run-") as name:
         folder = Path(name)

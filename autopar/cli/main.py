@@ -24,7 +24,7 @@ ERROR_EXIT_CODE = 2
 
 app = typer.Typer(
     name="autopar",
-    help="The auto-parallelization compiler for PyTorch: from a plain module and a cluster to a sharded program.",
+    help="The auto-parallelization compiler for PyTorch: a module and a cluster in, a sharded program out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

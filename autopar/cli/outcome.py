@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autopar.report.units import show_bytes, show_count, show_seconds
+from autopar.report.units import plain, show_bytes, show_count, show_seconds
 
 __all__ = ["Figures", "Outcome", "Verification", "outcome_json", "outcome_table"]
 
@@ -87,8 +87,9 @@ def outcome_table(outcome: Outcome) -> RenderableType:
 def _verdict(found: Verification) -> Text:
     style, word = ("bold green", "verified") if found.passed else ("bold red", "NOT the single-device model")
     detail = (
-        f": loss differs by {found.loss_relative_error:.1e}, gradients by at most {found.gradient_relative_error:.1e} "
-        f"({found.worst_parameter}); tolerance {found.tolerance:.0e}, relative"
+        f": loss differs by {found.loss_relative_error:.1e}, gradients by at most "
+        f"{found.gradient_relative_error:.1e} ({plain(found.worst_parameter)}); "
+        f"tolerance {found.tolerance:.0e}, relative"
     )
     mode = ", in eval mode because the model drops out at random" if found.mode == "eval" else ""
     return Text.assemble((word, style), detail, mode)

@@ -1,4 +1,4 @@
-"""``autopar plan``: the best plan for a model on a cluster, found without a GPU and without the model's memory."""
+"""``autopar plan``: the best plan for a model on a cluster, found without a GPU or the model's memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 MODEL_HELP = (
-    "gpt:layers=4,hidden=256 (also llama:, mlp:), gpt2, llama3-8b, llama3-70b, llama3-405b (each with :key=value,…), "
-    "hf:ClassName[:config.json], or path/file.py:factory, where factory() returns (module, inputs)."
+    "gpt:layers=4,hidden=256 (also llama:, mlp:), gpt2, llama3-8b, llama3-70b, llama3-405b (each with "
+    ":key=value,…), hf:ClassName[:config.json], or path/file.py:factory, where factory() returns "
+    "(module, inputs)."
 )
 CLUSTER_HELP = "h100:8, h100:2x8 (nodes × devices), cpu:4, local, or a TOML file."
 
@@ -90,6 +91,4 @@ def _write(found: Plan, output: Path | None, *, as_json: bool) -> None:
     if output is None:
         log("the plan is not saved: add -o plan.json to keep it, or --json to print it")
     else:
-        log(
-            f"wrote {output}: `autopar run {output}` trains it, `autopar emit {output} -o DIR` writes its program"
-        )
+        log(f"wrote {output}; next: autopar run {output}, or autopar emit {output} -o DIR")

@@ -1,4 +1,4 @@
-"""``autopar run``: trains a plan's model for a few steps and sets what was measured beside what was predicted."""
+"""``autopar run``: trains a plan's model for a few steps; measured stands beside predicted."""
 
 from __future__ import annotations
 
@@ -71,14 +71,15 @@ def _check_processes(plan: Plan, nproc: int | None) -> None:
 
 
 def _check_model(plan: Plan) -> None:
-    """Raises ``ModelError`` or ``PlanMismatchError`` unless the plan's source still makes the plan's model."""
+    """Raises ``ModelError`` or ``PlanMismatchError`` unless the source still makes the plan's model."""
     from autopar.cli.request import build_source
     from autopar.planning import check_model
 
     if not plan.model.source:
         raise PlanError(
-            f"the plan of {plan.model.name} does not say what builds the model, so it cannot be run from here: "
-            "plan with `autopar plan MODEL`, or train it with autopar.parallelize(module, plan=…)."
+            f"the plan of {plan.model.name} does not say what builds the model, so it cannot be "
+            "run from here: plan with `autopar plan MODEL`, or train it with "
+            "autopar.parallelize(module, plan=…)."
         )
     log(f"building {plan.model.source} on the meta device")
     with only_results_on_stdout():

@@ -23,7 +23,7 @@ def parse_bytes(text: str) -> int:
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if match is None or match[2].lower() not in units:
         raise ClusterError(
-            f"--memory '{text}' is not a size: write a number with {', '.join(u for u in _UNITS if u)}, such as 80GB"
+            f"--memory '{text}' is not a size: write a number with one of {', '.join(filter(None, _UNITS))}"
         )
     size_bytes = round(float(match[1]) * units[match[2].lower()])
     if size_bytes < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from autopar.capture.graph import Graph
@@ -31,6 +31,9 @@ class Hop:
     forward_bytes: int
     """The whole tensor that the collective makes or reduces, as one rank holds it; 0 when nothing is sent."""
     backward_bytes: int
+    forward_s: float
+    """Each time."""
+    backward_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +117,16 @@ def _hop(step: Step, conversion: Conversion, before: Layout, after: Layout, open
         prod(local_shape(conversion.value.shape, layout, sizes)) * dtype_bytes(conversion.value.dtype)
         for layout in (before, after)
     ]
+    both_s = opened.prices.step_s(step, *held)
+    forward_s = opened.prices.step_s(replace(step, backward="nothing"), *held)
     return Hop(
         axis=opened.sharded.axes[step.axis].name,
         forward=step.forward,
         backward=step.backward,
         forward_bytes=0 if step.forward in SILENT else max(held),
         backward_bytes=0 if step.backward in SILENT else max(held),
+        forward_s=forward_s,
+        backward_s=both_s - forward_s,
     )
 
 
@@ -131,11 +138,11 @@ def _parameter_traffic(opened: Anatomy) -> Iterator[Exchange]:
     shards = [axis for axis in opened.sharded.axes if axis.kind == SHARD]
     if shards:
         names = " ".join(axis.name for axis in shards)
-        hop = Hop(names, "all_gather", "all_gather", trained_bytes, trained_bytes)
+        hop = Hop(names, "all_gather", "all_gather", trained_bytes, trained_bytes, gather_s / 2, gather_s / 2)
         yield Exchange("", "parameters, for use", f"{names}: at rest → whole, twice", (hop,), 1, gather_s)
     data = [axis for axis in opened.sharded.axes if axis.is_data]
     if data:
         names = " ".join(axis.name for axis in data)
         kind = "reduce_scatter" if len(shards) == len(data) else "all_reduce"
-        hop = Hop(names, "nothing", kind, 0, trained_bytes)
+        hop = Hop(names, "nothing", kind, 0, trained_bytes, 0.0, sum_s)
         yield Exchange("", "gradients of parameters", f"{names}: partial → summed", (hop,), 1, sum_s)

@@ -1,4 +1,4 @@
-"""A plan as text for people: what was asked, what every axis does, where time and memory go, what else was tried."""
+"""A plan as text for people: what every axis does, where time and memory go, what else was tried."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ NAMES_SHOWN = 6
 """Operators named where more do the same."""
 TELLING_SHARE = 0.005
 """Of all operators' time: what one that all ranks repeat must take to be listed."""
-SOURCE_WIDTH = 44
-"""Characters of a source line."""
 
 MEMORY_CATEGORIES: dict[str, str] = {
     "parameters_bytes": "parameters",
@@ -179,11 +177,15 @@ def _operators(opened: Anatomy, *, is_full: bool) -> Iterator[RenderableType]:
     """A table for each segment type."""
     for segment in opened.plan.segments:
         shown = [each for each in segment.operators if is_full or _is_telling(opened, segment, each)]
-        table = _table("operator", *(f"{axis.name} {axis.size}" for axis in opened.sharded.axes))
+        table = _table()
+        table.add_column("operator", no_wrap=True)
+        for axis in opened.sharded.axes:
+            table.add_column(f"{axis.name} {axis.size}", no_wrap=True)
         table.title, table.title_justify, table.title_style = _segment_title(segment), "left", "bold"
-        table.add_column("forward", justify="right")
-        table.add_column("backward", justify="right")
-        table.add_column("source", no_wrap=True)
+        table.add_column("forward", justify="right", no_wrap=True)
+        table.add_column("backward", justify="right", no_wrap=True)
+        table.add_column("source", no_wrap=True, ratio=1)
+        table.expand = True
         for operator in shown:
             table.add_row(*_operator_row(opened, segment, operator))
         yield table
@@ -217,11 +219,7 @@ def _operator_row(opened: Anatomy, segment: SegmentTypeEntry, operator: Operator
     times = [
         show_seconds(seconds) if seconds else "–" for seconds in (operator.forward_s, operator.backward_s)
     ]
-    return [head, *cells, *map(Text, times), Text(_shortened(plain(operator.source)), style="dim")]
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SOURCE_WIDTH else text[: SOURCE_WIDTH - 1] + "…"
+    return [head, *cells, *map(Text, times), Text(plain(operator.source), style="dim")]
 
 
 def _role_cell(role: str, result: str) -> Text:
@@ -334,7 +332,8 @@ def _search(plan: Plan) -> Iterator[RenderableType]:
     solver = plan.solver
     yield Text(
         f"{solver.status} by {solver.method} in {show_seconds(solver.wall_s)}: objective "
-        f"{show_seconds(solver.objective_s)}, lower bound {show_seconds(solver.lower_bound_s)}, gap {show_share(solver.gap)}"
+        f"{show_seconds(solver.objective_s)}, lower bound {show_seconds(solver.lower_bound_s)}, "
+        f"gap {show_share(solver.gap)}"
     )
     if not solver.candidates:
         return
