@@ -17,8 +17,8 @@ from autopar.planner.operators import planned_types
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, realize
 from autopar.planner.step import step_s
-from autopar.planner.tensors import parameter_groups
-from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Layout, parse_layout
+from autopar.planner.tensors import parameter_groups, resting_placement
+from autopar.shardings.placement import Layout, parse_layout
 from cost_models.cluster import Cluster
 
 __all__ = ["restore"]
@@ -105,7 +105,7 @@ def _resting(
                 f"parameter {other} rests as '{written[other]}', {group.item.name} as '{written[group.item.name]}': "
                 "the same weight of repeated blocks rests alike. Change them together."
             )
-        whole = REPLICATE_PARTIAL if group.value.requires_grad else REPLICATE
+        whole = resting_placement(group.value)
         layout = _layout(f"parameter {group.item.name}", written[group.item.name], names)
         found[group.item.name] = tuple(
             whole if axis.is_data else placement for axis, placement in zip(axes, layout, strict=True)

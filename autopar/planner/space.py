@@ -12,8 +12,8 @@ from autopar.planner.mesh import MODEL, MeshAxis
 from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.prices import Prices
 from autopar.planner.roles import allowed_choices
-from autopar.planner.tensors import Item, ParameterGroup, Tensor, parameter_groups, tensors_of
-from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Layout, Placement, is_legal
+from autopar.planner.tensors import Item, ParameterGroup, Tensor, parameter_groups, resting_placement, tensors_of
+from autopar.shardings.placement import REPLICATE, Layout, Placement, is_legal
 from autopar.shardings.strategy import Strategy, strategies
 
 __all__ = ["Candidate", "Keep", "Space", "search_space"]
@@ -115,7 +115,7 @@ def _resting_candidates(
 ) -> tuple[Candidate, ...]:
     """Layouts at rest: on model axes as some use wants it, or replicated; on data axes the engine's business."""
     wanted = {candidate.operands[use.position] for use in tensor.uses for candidate in items[use.item]}
-    whole = REPLICATE_PARTIAL if group.value.requires_grad else REPLICATE
+    whole = resting_placement(group.value)
     per_axis: list[list[Placement]] = []
     for position, axis in enumerate(prices.axes):
         shards = sorted({layout[position] for layout in wanted if layout[position].is_shard}, key=str)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from autopar.capture.graph import Graph, SegmentType, Value
 from autopar.planner.saved import saved_by
 from autopar.shardings.calls import Call, references
+from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Placement
 
-__all__ = ["Item", "ParameterGroup", "Tensor", "Use", "full_name", "parameter_groups", "tensors_of"]
+__all__ = ["Item", "ParameterGroup", "Tensor", "Use", "full_name", "parameter_groups", "resting_placement", "tensors_of"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,6 +72,14 @@ class ParameterGroup:
     """(segment type, value name) where it is used."""
     uses_per_step: int
     """How often a step uses each place, at most."""
+
+
+def resting_placement(value: Value) -> Placement:
+    """What a data axis does to a parameter at rest: the engine sums its gradient, except for scalars.
+
+    FSDP2 takes no scalars, so the program sums their gradients itself.
+    """
+    return REPLICATE_PARTIAL if value.requires_grad and value.shape else REPLICATE
 
 
 def full_name(module: str, path: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from autopar.runtime.identity import holders, replace
+from autopar.runtime.identity import Holder, holders, replace
 from autopar.runtime.mesh import Mesh
 from autopar.torch_private import add_axis_of_one, adopt_parameters, flatten_axes, join_axes
 
@@ -42,22 +44,42 @@ def shard_data(
     if not replicate and not shard:
         return
     assert mesh.device_mesh is not None
-    options = {
+    options: dict[str, Any] = {
         "mesh": _data_mesh(mesh.device_mesh, replicate, shard),
         "mp_policy": _precision(compute_dtype),
     }
     before = list(holders(module))
+    scalars = [holder for holder in before if holder.parameter.ndim == 0]
+    options["ignored_params"] = {holder.parameter for holder in scalars}
     for path in sorted(set(blocks), key=lambda path: -path.count(".")):
         fully_shard(module.get_submodule(path), reshard_after_forward=reshard_after_forward, **options)
     fully_shard(module, **options)
-    for holder in before:
+    sharded = [holder for holder in before if holder.parameter.ndim]
+    for holder in sharded:
         owner, attribute = holder.places[0]
         replace(holder, getattr(owner, attribute))
+    _replicate(scalars, sharded)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             adopt_parameters(part)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
+
+
+def _replicate(scalars: list[Holder], sharded: list[Holder]) -> None:
+    """FSDP2 takes no scalars: they become replicated DTensors on the mesh of the others.
+
+    Their gradients are summed by the program itself, which reads them as ``R|R``.
+    """
+    if not sharded:
+        return
+    like = getattr(sharded[0].places[0][0], sharded[0].places[0][1])
+    for holder in scalars:
+        old = holder.parameter
+        value = old.to_local() if isinstance(old, DTensor) else old
+        placements = [Replicate()] * like.device_mesh.ndim
+        whole = DTensor.from_local(value.detach(), like.device_mesh, placements, run_check=False)
+        replace(holder, nn.Parameter(whole, requires_grad=old.requires_grad))
 
 
 def _precision(compute_dtype: torch.dtype) -> MixedPrecisionPolicy:
