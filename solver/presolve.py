@@ -52,10 +52,18 @@ def presolve(form: NormalForm, *, time_limit_s: float = math.inf) -> Presolved |
                 if node in work.changed:
                     work.changed.discard(node)
                     _reduce(work, node)
+        _drop_forbidden(work)
     except NothingFitsError:
         return None
     reduced, nodes = work.form()
     return Presolved(reduced, nodes, tuple(work.steps), len(form.costs))
+
+
+def _drop_forbidden(work: WorkingForm) -> None:
+    """Whatever the time: strategies of infinite cost do not stay."""
+    while forbidden := [v for v in sorted(work.changed) if not np.isfinite(work.costs[v]).all()]:
+        for node in forbidden:
+            work.restrict(node, np.isfinite(work.costs[node]))
 
 
 def drop_slack_times(work: WorkingForm) -> None:

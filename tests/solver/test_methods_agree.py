@@ -52,14 +52,14 @@ def test_solve_equals_enumeration(chunk: int) -> None:
 
 
 @pytest.mark.parametrize("ilp", ILPS)
-@pytest.mark.parametrize("is_reduced", [False, True])
-def test_both_ilps_equal_enumeration_with_and_without_presolve(ilp, is_reduced: bool) -> None:
+@pytest.mark.parametrize("presolve_s", [None, 0.0, math.inf])
+def test_both_ilps_equal_enumeration_after_no_some_and_all_of_presolve(ilp, presolve_s: float | None) -> None:
     for seed in PROBLEMS[:200]:
         problem = random_problem(seed)
         oracle = solve_by_enumeration(problem)
         form = normal_form(problem)
-        if is_reduced:
-            reduced = presolve(form)
+        if presolve_s is not None:
+            reduced = presolve(form, time_limit_s=presolve_s)
             if reduced is None:
                 assert oracle.status is Status.infeasible, seed
                 continue
