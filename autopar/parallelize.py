@@ -7,11 +7,11 @@ plan or example inputs) it is planned, and its forward replaced by the generated
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,6 @@ from autopar.runtime.source import load_source
 from autopar.world import computed_once, world_size
 
 __all__ = ["Parallel", "parallelize"]
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +108,6 @@ class Parallel:
 
 def _whole(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-@overload
-def parallelize(module: M, **options: Any) -> M: ...
-@overload
-def parallelize(module: type[M], **options: Any) -> type[M]: ...
-@overload
-def parallelize(module: None = None, **options: Any) -> Callable[[type[M]], type[M]]: ...
 
 
 def parallelize(
@@ -257,5 +247,6 @@ def _plain_view(module: nn.Module) -> nn.Module:
     shared |= {id(buffer): buffer for buffer in module.buffers()}
     shared |= {id(value): None for name, value in vars(module).items() if name.startswith("_autopar_")}
     plain = copy.deepcopy(module, shared)
-    plain.__class__ = next(kind for kind in type(module).__mro__ if not issubclass(kind, Parallel))
+    kinds: list[Any] = [kind for kind in type(module).__mro__ if not issubclass(kind, Parallel)]
+    plain.__class__ = kinds[0]
     return plain

@@ -100,7 +100,7 @@ class PendingParameter(torch.Tensor):
     """
 
     __slots__ = tuple(DTensor.__slots__)
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(cls, data: Tensor, requires_grad: bool) -> PendingParameter:
         parameter = torch.Tensor._make_subclass(cls, data.detach(), requires_grad)
@@ -115,10 +115,10 @@ class PendingParameter(torch.Tensor):
             memo[id(self)] = copy
         return memo[id(self)]
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: int) -> Any:  # type: ignore[override]
         return torch.nn.Parameter(self.detach(), self.requires_grad).__reduce_ex__(protocol)
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"Parameter containing:\n{self.detach()!r}"
 
 

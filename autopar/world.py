@@ -40,7 +40,7 @@ def computed_once(compute: Callable[[], T]) -> T:
             dist.broadcast_object_list(outcome)
             raise
     dist.broadcast_object_list(outcome)
-    result, error = outcome[0]
-    if error is not None:
-        raise error
+    result, failure = outcome[0]
+    if failure is not None:
+        raise failure
     return result  # type: ignore[return-value]

@@ -21,6 +21,8 @@ _FIGURES = {
     "memory_bytes_per_s": float,
     "kernel_launch_s": float,
     "host_dispatch_s": float,
+    "compiled_call_s": float,
+    "compiled_kernel_s": float,
     "context_bytes": int,
     "communicator_bytes": int,
     "overlap_slowdown": float,

@@ -116,9 +116,9 @@ def _check(graph: Graph) -> None:
                 raise PlanError(f"segment {segment.name} hands over '{name}', which nothing in it makes.")
     made = {graph_input.value.name for graph_input in graph.inputs}
     for call in graph.calls:
-        segment = types.get(call.type)
-        if segment is None:
+        if call.type not in types:
             raise PlanError(f"a stage calls the segment '{call.type}', which the plan does not describe.")
+        segment = types[call.type]
         if len(call.arguments) != len(segment.inputs) or len(call.results) != len(segment.outputs):
             raise PlanError(f"the call of {call.type} at '{call.module}' passes the wrong number of values.")
         for name in call.arguments:

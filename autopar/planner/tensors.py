@@ -146,12 +146,12 @@ def tensors_of(graph: Graph) -> tuple[Tensor, ...]:
     calls = Counter(call.type for call in graph.calls)
     tensors: list[Tensor] = []
     for segment in graph.types:
-        uses, producers, kept = _uses_within(segment), _producers_within(segment), _kept_within(segment)
+        readers, producers, kept = _uses_within(segment), _producers_within(segment), _kept_within(segment)
         for name, (item, result) in producers.items():
-            if name in uses:
+            if name in readers:
                 value, count = segment.values[name], calls[segment.name]
                 members = ((segment.name, name),)
-                tensors.append(Tensor(value, item, result, tuple(uses[name]), count, members, name in kept))
+                tensors.append(Tensor(value, item, result, tuple(readers[name]), count, members, name in kept))
     for group in parameter_groups(graph):
         uses = tuple(
             use for type_name, name in group.places for use in _uses_within(types[type_name]).get(name, ())

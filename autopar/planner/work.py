@@ -161,7 +161,7 @@ def _attention_works(
     """Two products over (query, key) pairs forward and five backward; a causal mask halves the pairs."""
     query, keys = operands[0], operands[1]
     heads = prod(query[:-2])
-    pairs = query[-2] * keys[-2]
+    pairs = float(query[-2] * keys[-2])
     if call.argument(5, "is_causal", False):
         # The shard with the last queries sees almost all keys: the slowest rank sets the pace.
         share = query[-2] / keys[-2]

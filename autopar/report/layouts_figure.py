@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, log2
+from math import ceil, log2, prod
 from typing import Any
 
 from autopar.capture.graph import Value
@@ -19,6 +19,8 @@ __all__ = ["draw_layouts"]
 
 COLUMNS = 3
 DRAWN_BY_DEFAULT = 9
+MOST_DRAWN = 2**16
+"""Rows or columns from which on a matrix is drawn no larger."""
 PIECES_LABELLED = 16
 """Pieces of a matrix that are numbered; more are only coloured."""
 
@@ -36,7 +38,7 @@ class _Drawn:
 def draw_layouts(plan: Plan, tensors: Sequence[str] = ()) -> Any:
     """Tensors on the mesh: which rank holds which rows and columns.
 
-    ``tensors`` are names such as ``GPTBlock.x`` or ``GPTBlock.attention_q_weight``; without any, one matrix and
+    ``tensors`` are names such as ``GPTBlock.x`` or ``GPTBlock.attention_q_weight``; without any, a matrix and
     one activation of every layout that occurs in the segment type on which most time is spent. Parameters are
     drawn at rest, activations as they are made. Raises KeyError for a name that the plan does not have.
     """
@@ -107,18 +109,17 @@ def _as_made(opened: Anatomy, type_name: str, name: str) -> Layout:
 def _draw_matrix(axes: Any, opened: Anatomy, drawn: _Drawn) -> None:
     from matplotlib.patches import Rectangle
 
-    dims = _two_dims(drawn)
-    shape = drawn.value.shape
-    width, height = (0.35 + 0.1 * log2(max(2, shape[dim])) for dim in reversed(dims))
+    *rows, columns = drawn.value.shape
+    width, height = (0.35 + 0.1 * log2(min(MOST_DRAWN, max(2, size))) for size in (columns, prod(rows)))
     is_partial = any(placement.kind == "P" for placement in drawn.layout)
-    pieces = _pieces(opened, drawn, dims)
-    for (top, left, rows, columns), ranks in pieces.items():
+    pieces = _pieces(opened, drawn)
+    for (top, left, tall, wide), ranks in pieces.items():
         color = RANK_COLORS[ranks[0] % len(RANK_COLORS)]
-        corner = (left * width, (1 - top - rows) * height)
+        corner = (left * width, (1 - top - tall) * height)
         piece = Rectangle(
             corner,
-            columns * width,
-            rows * height,
+            wide * width,
+            tall * height,
             facecolor=color,
             edgecolor="white",
             linewidth=1.5,
@@ -126,41 +127,38 @@ def _draw_matrix(axes: Any, opened: Anatomy, drawn: _Drawn) -> None:
         )
         axes.add_patch(piece)
         if len(pieces) <= PIECES_LABELLED:
-            middle = (corner[0] + columns * width / 2, corner[1] + rows * height / 2)
+            middle = (corner[0] + wide * width / 2, corner[1] + tall * height / 2)
             axes.text(*middle, _listed(ranks), ha="center", va="center", fontsize=9, color=text_color(color))
     axes.set(xlim=(-0.02, width + 0.02), ylim=(-0.24, height + 0.02), aspect="equal")
     axes.set_title(plain(drawn.title), fontsize=10, fontweight="bold")
     text = format_layout(drawn.layout, opened.sharded.axis_names)
     note = "\npartial sums: to be added up" if is_partial else ""
     axes.text(
-        width / 2, -0.03, f"{_shape(drawn, dims)}\n{text}{note}", ha="center", va="top", fontsize=8, color=INK
+        width / 2,
+        -0.03,
+        f"{_shape(drawn.value.shape)}\n{text}{note}",
+        ha="center",
+        va="top",
+        fontsize=8,
+        color=INK,
     )
 
 
-def _two_dims(drawn: _Drawn) -> tuple[int, int]:
-    """The rows and the columns to draw: sharded dims first, then the last one, then the first."""
-    rank = len(drawn.value.shape)
-    sharded = dict.fromkeys(placement.dim for placement in drawn.layout if placement.is_shard)
-    first, second = list(dict.fromkeys([*sharded, rank - 1, 0, max(0, rank - 2)]))[:2] if rank > 1 else (0, 0)
-    return (min(first, second), max(first, second))
-
-
-def _shape(drawn: _Drawn, dims: tuple[int, int]) -> str:
-    """``8 × 128 × 64``, the drawn dims in brackets where there are others."""
-    sizes = [
-        f"[{size}]" if dim in dims and len(drawn.value.shape) > 2 else str(size)
-        for dim, size in enumerate(drawn.value.shape)
-    ]
-    return " × ".join(sizes)
+def _shape(shape: tuple[int, ...]) -> str:
+    """``[8 × 128] × 64``: rows in brackets where several dims make them."""
+    *rows, columns = shape
+    text = " × ".join(map(str, rows))
+    return " × ".join(filter(None, (f"[{text}]" if len(rows) > 1 else text, str(columns))))
 
 
 Piece = tuple[float, float, float, float]
 """Top, left, height and width, as shares of the matrix."""
 
 
-def _pieces(opened: Anatomy, drawn: _Drawn, dims: tuple[int, int]) -> dict[Piece, list[int]]:
-    """Every distinct piece and the ranks that hold it."""
+def _pieces(opened: Anatomy, drawn: _Drawn) -> dict[Piece, list[int]]:
+    """Every distinct piece and the ranks that hold it. Columns are the last dim, rows all others, nested."""
     found: dict[Piece, list[int]] = {}
+    *rows, columns = range(len(drawn.value.shape))
     for rank, place in enumerate(product(*(range(size) for size in opened.prices.sizes))):
         cuts = [
             _Cut(placement, size, index)
@@ -169,8 +167,8 @@ def _pieces(opened: Anatomy, drawn: _Drawn, dims: tuple[int, int]) -> dict[Piece
         if drawn.is_parameter:  # the data-parallel engine cuts what the other axes left
             kinds = [axis.is_data for axis in opened.sharded.axes]
             cuts = [cut for _, cut in sorted(zip(kinds, cuts, strict=True), key=lambda pair: pair[0])]
-        for (top, rows), (left, columns) in product(_spans(cuts, dims[0]), _spans(cuts, dims[1])):
-            found.setdefault((top, left, rows, columns), []).append(rank)
+        for (top, height), (left, width) in product(_spans(cuts, rows), _spans(cuts, [columns])):
+            found.setdefault((top, left, height, width), []).append(rank)
     return found
 
 
@@ -183,18 +181,20 @@ class _Cut:
     index: int
 
 
-def _spans(cuts: list[_Cut], dim: int) -> list[tuple[float, float]]:
-    """(start, length) of a rank's parts of one dim, outermost cut first; several where it is cut in blocks."""
-    mine = [cut for cut in cuts if cut.placement.is_shard and cut.placement.dim == dim]
-    spans, done = [(0.0, 1.0)], 1
-    for cut in sorted(mine, key=lambda cut: cut.placement.blocks):
-        blocks = max(1, cut.placement.blocks // done)
-        spans = [
-            (start + length * (block + cut.index / cut.size) / blocks, length / (blocks * cut.size))
-            for start, length in spans
-            for block in range(blocks)
-        ]
-        done = cut.placement.blocks * cut.size
+def _spans(cuts: list[_Cut], dims: list[int]) -> list[tuple[float, float]]:
+    """(start, length) of a rank's parts of some dims, the first outermost; several where cut in blocks."""
+    spans = [(0.0, 1.0)]
+    for dim in dims:
+        mine = [cut for cut in cuts if cut.placement.is_shard and cut.placement.dim == dim]
+        done = 1
+        for cut in sorted(mine, key=lambda cut: cut.placement.blocks):
+            blocks = max(1, cut.placement.blocks // done)
+            spans = [
+                (start + length * (block + cut.index / cut.size) / blocks, length / (blocks * cut.size))
+                for start, length in spans
+                for block in range(blocks)
+            ]
+            done = cut.placement.blocks * cut.size
     return spans
 
 

@@ -13,8 +13,10 @@ from autopar.report.units import plain
 
 __all__ = ["draw_segments"]
 
-PANEL_WIDTH_IN, LINE_HEIGHT_IN = 4.3, 0.27
-BOX_LEFT, BOX_WIDTH, ARC_WIDTH = 0.22, 0.38, 0.17
+PANEL_WIDTH_IN, LINE_HEIGHT_IN = 4.7, 0.27
+BOX_LEFT, BOX_WIDTH, ARC_WIDTH = 0.18, 0.35, 0.15
+NAME_LENGTH, REMARK_LENGTH = 24, 40
+"""Characters that fit into a box, and beside it."""
 
 
 def draw_segments(plan: Plan) -> Any:
@@ -66,9 +68,18 @@ def _draw_panel(axes: Any, opened: Anatomy, type_name: str, lines: int) -> None:
 def _remark(operator: PlannedOperator, parameters: dict[str, str]) -> str:
     """The shape of the result, and the parameters that the operator reads."""
     result = next((value for value in operator.call.results if value is not None), None)
-    read = [parameters[value.name] for value in operator.call.operands if value.name in parameters]
+    read = [_tail(parameters[value.name]) for value in operator.call.operands if value.name in parameters]
     shape = _shape(result.shape) if result is not None else ""
     return shape + ("   " + plain(", ".join(read)) if read else "")
+
+
+def _tail(path: str) -> str:
+    """The last module and the parameter: ``q.weight``."""
+    return ".".join(path.split(".")[-2:])
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -91,9 +102,13 @@ def _draw_box(axes: Any, line: int, name: str, color: str, remark: str, *, is_in
         linestyle="--" if is_input else "-",
     )
     axes.add_patch(box)
-    shown = name if len(name) <= 24 else name[:23] + "…"
-    axes.text(BOX_LEFT + BOX_WIDTH / 2, line, shown, ha="center", va="center", fontsize=8, color=INK)
-    axes.text(BOX_LEFT + BOX_WIDTH + 0.02, line, remark, ha="left", va="center", fontsize=7, color="#555555")
+    shown = _shortened(name, NAME_LENGTH), _shortened(remark, REMARK_LENGTH)
+    inside = axes.text(
+        BOX_LEFT + BOX_WIDTH / 2, line, shown[0], ha="center", va="center", fontsize=8, color=INK
+    )
+    beside = axes.text(BOX_LEFT + BOX_WIDTH + 0.02, line, shown[1], va="center", fontsize=7, color="#555555")
+    for text in (inside, beside):
+        text.set_in_layout(False)
 
 
 def _draw_arc(axes: Any, start: int, end: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ def attention(
 
     Without ``query_axes`` this is ``torch.nn.functional.scaled_dot_product_attention``.
     """
-    options = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
     if not is_causal or nested_index(query_axes) == 0:
         return F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, **options)
     if attn_mask is not None:

@@ -48,4 +48,4 @@ def _give_axes(target: nn.Module, path: str, axes: Mapping[str, Axis]) -> None:
             f"module '{path}' ({type(target).__name__}) has an attribute 'axes', which generated "
             "forwards need: rename it"
         )
-    target.axes = dict(axes)
+    setattr(target, "axes", dict(axes))  # noqa: B010 (nn.Module types its attributes)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from autopar.torch_private import PendingParameter, can_swap
@@ -70,6 +70,6 @@ def replace(holder: Holder, new: nn.Parameter) -> nn.Parameter:
     return new
 
 
-def _set(holder: Holder, parameter: nn.Parameter) -> None:
+def _set(holder: Holder, parameter: Tensor) -> None:
     for owner, attribute in holder.places:
         setattr(owner, attribute, parameter)

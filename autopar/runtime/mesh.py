@@ -60,8 +60,8 @@ def init_mesh(sizes: Mapping[str, int], device_type: str | None = None) -> Mesh:
     if not wide:
         return Mesh({name: Axis(name, 1, 0, "") for name in sizes}, device)
     device_mesh = init_device_mesh(device_type, tuple(wide.values()), mesh_dim_names=tuple(wide))
-    axes = axes_of(device_mesh)
-    return Mesh({name: axes.get(name, Axis(name, 1, 0, "")) for name in sizes}, device, device_mesh)
+    found = axes_of(device_mesh)
+    return Mesh({name: found.get(name, Axis(name, 1, 0, "")) for name in sizes}, device, device_mesh)
 
 
 def join_world(device_type: str) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def parameter_tree(
         if record.is_buffer:
             root.get_submodule(owner).register_buffer(attribute, tensor, record.is_persistent)
         else:
-            root.get_submodule(owner).register_parameter(attribute, tensor)
+            root.get_submodule(owner).register_parameter(attribute, cast(nn.Parameter, tensor))
     return root
 
 

@@ -17,7 +17,7 @@ __all__ = ["RULES"]
 _KEYWORDS = ("query", "key", "value", "attn_mask")
 
 
-def _attention(call: Call) -> Loops:
+def _attention(call: Call) -> Loops | None:
     rank = len(call.operands[0].shape)
     heads = {4: "… h ", 3: "… "}.get(rank, "")
     text = f"{heads}s [d], {heads}[t] [d], {heads}[t] [e], {heads}s [t] -> {heads}s [e]"

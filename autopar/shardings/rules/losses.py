@@ -16,7 +16,7 @@ __all__ = ["RULES"]
 _NONE, _MEAN, _SUM = 0, 1, 2
 
 
-def _embedding(call: Call) -> Loops:
+def _embedding(call: Call) -> Loops | None:
     text = "v e, … -> … e"
     return rule(text, keywords=("weight", "indices"), unblocked=frozenset("v"))(call)
 

@@ -10,14 +10,14 @@ from autopar.shardings.rules.declaration import Rule, rule
 __all__ = ["RULES"]
 
 
-def _linear(call: Call) -> Loops:
+def _linear(call: Call) -> Loops | None:
     """Bias is added on every rank, so the reduced factor may be sharded only without one."""
     has_bias = len(call.operands) == 3
     text = "… [i], o [i], o -> … o" if has_bias else "… i, o i -> … o"
     return rule(text, keywords=("input", "weight", "bias"))(call)
 
 
-def _addmm(call: Call) -> Loops:
+def _addmm(call: Call) -> Loops | None:
     text = "n o, n [i], [i] o -> n o" if len(call.operands[0].shape) == 2 else "o, n [i], [i] o -> n o"
     return rule(text)(call)
 
