@@ -25,7 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "planner": {"capture", "cost_models", "errors", "plan", "shardings", "solver"},
     "codegen": {"capture", "errors", "planner", "shardings"},
     "runtime": {"errors", "torch_private"},
-    "measure": {"cost_models", "models"},
+    "measure": {"cost_models", "errors", "models", "torch_private"},
     "planning": {
         "_version",
         "capture",
@@ -71,7 +71,7 @@ LIBRARIES: dict[str, set[str]] = {
     "planner": {"msgspec", "numpy"},
     "codegen": set(),
     "runtime": {"torch"},
-    "measure": {"numpy", "torch"},
+    "measure": {"numpy", "rich", "torch"},
     "planning": {"torch"},
     "world": {"torch"},
     "parallelize": {"torch"},
