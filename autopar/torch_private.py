@@ -6,6 +6,7 @@ that a torch release that moves something breaks one file. Append; keep each wra
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -123,7 +124,9 @@ class PendingParameter(torch.Tensor):
 
 
 def can_swap(left: Tensor, right: Tensor) -> bool:
-    """Return whether ``torch.utils.swap_tensors`` takes the two: their classes have the same slots."""
+    """Return whether ``torch.utils.swap_tensors`` takes the two: same slots, and nobody refers to them weakly."""
+    if weakref.getweakrefcount(left) or weakref.getweakrefcount(right):
+        return False
     swappable = (DTensor, PendingParameter)
     return type(left) is type(right) or (isinstance(left, swappable) and isinstance(right, swappable))
 
@@ -191,3 +194,10 @@ def flash_causal_lower_right(
     """
     operator = torch.ops.aten._scaled_dot_product_flash_attention.default
     return operator(q, k, v, dropout_p, True, scale=scale)[0]
+
+
+def recompilations_allowed(limit: int) -> Any:
+    """Return a context in which one function may be compiled for ``limit`` shapes (``torch._dynamo.config``)."""
+    import torch._dynamo.config
+
+    return torch._dynamo.config.patch(recompile_limit=limit, accumulated_recompile_limit=4 * limit)

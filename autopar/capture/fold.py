@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import count
 
 from torch import nn
@@ -110,7 +111,7 @@ class Folder:
             inputs=tuple(names[slot] for slot in first.inputs),
             parameters=tuple(self._parameter(slot, names[slot], first) for slot in first.parameters),
             constants=tuple(self._constant(slot, names[slot]) for slot in first.constants),
-            operators=tuple(self._operator(call, names, call.source, first) for call in first.run.calls),
+            operators=_named(self._operator(call, names, call.source, first) for call in first.run.calls),
             outputs=tuple(names[slot] for slot in first.outputs),
             values={names[slot]: self._value(slot, names[slot]) for slot in first.slots},
         )
@@ -169,6 +170,14 @@ class Folder:
             source=source,
             module=_relative_module(call, wiring),
         )
+
+
+def _named(operators: Iterable[Operator]) -> tuple[Operator, ...]:
+    """Gives a name to operators that only write to a buffer: they have no result to be named after."""
+    return tuple(
+        operator if operator.name else replace(operator, name=f"effect_{place}")
+        for place, operator in enumerate(operators)
+    )
 
 
 def _segment_call(type_name: str, wiring: Wiring, graph_names: dict[int, str]) -> SegmentCall:

@@ -63,14 +63,16 @@ class Site:
 
 def expression(site: Site) -> str:
     """The operator as source."""
-    name, overload = target_parts(site.call.operator.target)
+    space, name, overload = target_parts(site.call.operator.target)
+    if space != "aten":
+        return _plain(site)
     writer = _WRITERS.get(f"{name}.{overload}") or _WRITERS.get(name) or _plain
     return _scaled(site, writer(site))
 
 
 def runtime_function(site: Site) -> str | None:
     """The function of ``autopar.runtime`` that the expression calls, if any."""
-    name, _ = target_parts(site.call.operator.target)
+    _, name, _ = target_parts(site.call.operator.target)
     if name == "scaled_dot_product_attention" and _query_axes(site):
         return "attention"
     if name == "cross_entropy_loss" and _loss_axes(site) != ("", ""):
@@ -97,12 +99,12 @@ def _scaled(site: Site, written: str) -> str:
 
 def _plain(site: Site) -> str:
     """``torch.ops.aten.name.overload(...)`` with the captured arguments."""
-    name, overload = target_parts(site.call.operator.target)
+    space, name, overload = target_parts(site.call.operator.target)
     arguments = [site.text(argument) for argument in site.call.operator.arguments]
     arguments += [
         f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None
     ]
-    return f"torch.ops.aten.{name}.{overload}({', '.join(arguments)})"
+    return f"torch.ops.{space}.{name}.{overload}({', '.join(arguments)})"
 
 
 Writer = Callable[[Site], str]

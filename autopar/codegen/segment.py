@@ -182,6 +182,10 @@ class SegmentWriter:
 
     def _emit(self, operator: Operator, text: str, sources: list[str], mark: int) -> None:
         strategy = self.scope.sharded.strategies[self.segment.name, operator.name]
+        if all(name is None for name in operator.results):
+            self._source_comments(sources, mark)
+            self.scope.lines += [Line("if self.training:"), Line(text, indent=1)]
+            return
         names = [self.scope.fresh(name) if name is not None else "_" for name in operator.results]
         first = next(position for position, name in enumerate(operator.results) if name is not None)
         value = self.segment.values[operator.results[first] or ""]

@@ -11,7 +11,7 @@ from autopar.errors import PlanError
 
 __all__ = ["attribute", "comment", "identifier", "literal", "quoted", "target_parts"]
 
-_TARGET = re.compile(r"aten\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
+_TARGET = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
 _SYMBOLS = {
     "dtype": re.compile(r"[a-z][a-z0-9_]*"),
     "memory_format": re.compile(r"[a-z][a-z0-9_]*"),
@@ -45,12 +45,12 @@ def quoted(text: str) -> str:
     return f'"{text}"' if written == f"'{text}'" and '"' not in text else written
 
 
-def target_parts(target: str) -> tuple[str, str]:
-    """Name and overload of ``aten.name.overload``. Raises ``PlanError`` for anything else."""
+def target_parts(target: str) -> tuple[str, str, str]:
+    """Namespace, name and overload of ``aten.name.overload``. Raises ``PlanError`` for anything else."""
     match = _TARGET.fullmatch(target)
     if not match:
-        raise PlanError(f"'{_short(target)}' is not an ATen operator. Plan again from the model.")
-    return match[1], match[2]
+        raise PlanError(f"'{_short(target)}' is not an operator. Plan again from the model.")
+    return match[1], match[2], match[3]
 
 
 def literal(argument: Argument, names: dict[str, str], device: str) -> str:

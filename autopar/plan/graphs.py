@@ -90,8 +90,6 @@ def _operator(entry: OperatorEntry, segment: str, values: dict[str, Value]) -> O
             raise PlanError(
                 f"operator {where} makes '{name}', which has no entry under values. Restore it or plan again."
             )
-    if all(name is None for name in operator.results):
-        raise PlanError(f"operator {where} makes nothing. Restore its results or plan again.")
     return operator
 
 

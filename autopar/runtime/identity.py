@@ -9,6 +9,7 @@ go on holding the same objects.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,9 +64,16 @@ def replace(holder: Holder, new: nn.Parameter) -> nn.Parameter:
     old = holder.parameter
     if new is old:
         return old
-    if isinstance(old, DTensor | PendingParameter) and can_swap(old, new):
-        torch.utils.swap_tensors(old, new)
-        new = old
+    if isinstance(old, DTensor | PendingParameter):
+        if can_swap(old, new):
+            torch.utils.swap_tensors(old, new)
+            new = old
+        else:
+            warnings.warn(
+                f"parameter {holder.names[0]} could not stay the same object, as something refers to it weakly "
+                "(recurrent layers do): make the optimizer after the first call, or pass inputs= to parallelize",
+                stacklevel=2,
+            )
     _set(holder, new)
     return new
 

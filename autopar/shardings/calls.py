@@ -42,8 +42,8 @@ class Call:
 
     @property
     def result(self) -> Value:
-        """The only result, or the first one that is used."""
-        return next(value for value in self.results if value is not None)
+        """The only result, or the first one that is used; the tensor written to, where there is none."""
+        return next((value for value in self.results if value is not None), None) or self.operands[0]
 
     def argument(self, position: int, name: str, default: Argument = None) -> Argument:
         """A literal argument, wherever the call passes it."""
