@@ -156,8 +156,9 @@ def all_cases() -> list[Case]:
 
 def _applies(model: str, way: Mapping[str, Any]) -> bool:
     has_sequence = model != "mlp" or not ("cp" in way.get("pins", "") or "sequence" in way.get("force", ""))
-    has_ignored = model in ("gpt", "llama", "hf-gpt2", "hf-llama", "hf-bert") or not way.get("uneven")
-    return has_sequence and has_ignored and (model != "two-tower" or "batch" not in way)
+    token_models = ["gpt", "llama", "hf-gpt2", "hf-llama"] + ["hf-bert"] * ("batch" not in way)
+    has_targets = model in token_models or not way.get("uneven")  # of one sequence BERT would have none left
+    return has_sequence and has_targets and (model != "two-tower" or "batch" not in way)
 
 
 @dataclass(frozen=True)
