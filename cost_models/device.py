@@ -30,9 +30,9 @@ class Device:
     host_dispatch_s: float
     """Host time to issue one operator in eager mode."""
     compiled_call_s: float = 0.0
-    """Host time of one call, forward or backward, of a compiled region beside its kernels; 0 if not measured."""
+    """Host time of one call (forward or backward) of a compiled region beside its kernels; 0: unknown."""
     compiled_kernel_s: float = 0.0
-    """Host time to issue one kernel from inside a compiled region; 0 if not measured."""
+    """Host time to issue one kernel from inside a compiled region; 0: unknown."""
     kind: str = "cuda"
     """``cuda`` or ``cpu``: which runtime's overheads apply."""
     context_bytes: int = 0

@@ -1,0 +1,86 @@
+"""Matrix products of linear layers: forward, gradient of the input, gradient of the weight."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from autopar.measure.cases import Case, Pass, plain, repeats_for
+from cost_models.operators import Work
+
+__all__ = ["linear_cases"]
+
+TOKENS = (512, 2048, 8192, 32_768)
+FEATURES = (
+    (768, 768), (768, 2304), (768, 3072), (3072, 768),
+    (1024, 1024), (1024, 3072), (1024, 4096), (4096, 1024), (1024, 2816), (2816, 1024),
+    (2048, 512), (2048, 2048), (2048, 5632), (5632, 2048), (2048, 8192), (8192, 2048),
+    (3072, 1024), (3072, 3072), (3072, 8192), (8192, 3072),
+    (4096, 4096), (4096, 1024), (4096, 14_336), (14_336, 4096), (8192, 8192),
+)  # fmt: skip
+"""(in, out) of the layers of blocks, 100M to 70B parameters (the large ones cut by tensor parallelism)."""
+HEAD_TOKENS = (2048, 8192, 32_768)
+HEAD_FEATURES = tuple(itertools.product((768, 1024, 2048), (32_000, 50_257, 50_304, 128_256)))
+"""(in, out) of loss heads."""
+CUBES = (256, 512, 1024, 1536, 2048, 3072, 4096, 8192)
+MOST_FLOPS = {"bfloat16": 4e12, "float16": 4e12, "float32": 4e11}
+"""A product of a few milliseconds."""
+SMALL_TOKENS = (64, 256)
+SMALL_FEATURES = ((64, 64), (128, 512), (256, 256), (512, 128), (512, 2048))
+SMALL_MOST_FLOPS = 1e9
+"""For a CPU: tens of milliseconds."""
+
+
+def linear_cases(device: torch.device, dtype: str, *, is_quick: bool) -> list[Case]:
+    """Three products per shape of a linear layer, from small to large."""
+    shapes = sorted(set(_shapes(device, dtype, is_quick)), key=lambda shape: shape[0] * shape[1] * shape[2])
+    return [case for shape in shapes for case in _layer_cases(device, dtype, *shape)]
+
+
+def _shapes(device: torch.device, dtype: str, is_quick: bool) -> Iterator[tuple[int, int, int]]:
+    """(tokens, in, out) of the grid."""
+    if device.type != "cuda":
+        limit, blocks, heads, cubes = SMALL_MOST_FLOPS, (SMALL_TOKENS, SMALL_FEATURES), ((), ()), CUBES[:3]
+    else:
+        limit = MOST_FLOPS[dtype]
+        blocks, heads, cubes = (TOKENS, FEATURES), (HEAD_TOKENS, HEAD_FEATURES), CUBES
+    step = 3 if is_quick else 1
+    layers = [(tokens, *sizes) for tokens in blocks[0] for sizes in blocks[1]]
+    layers += [(tokens, *sizes) for tokens in heads[0] for sizes in heads[1]]
+    yield from ((side, side, side) for side in cubes if 2.0 * side**3 <= limit)
+    yield from (shape for shape in layers[::step] if 2.0 * shape[0] * shape[1] * shape[2] <= limit)
+
+
+def _layer_cases(device: torch.device, dtype: str, tokens: int, rows: int, columns: int) -> Iterator[Case]:
+    """x[tokens, in] · w[out, in]ᵀ and its two gradients, as autograd and Inductor call them."""
+    x, w, y = (tokens, rows), (columns, rows), (tokens, columns)
+    element = getattr(torch, dtype)
+
+    def case(
+        name: str, shapes: tuple[tuple[int, int], ...], flips: tuple[bool, bool], m: int, n: int, k: int
+    ) -> Case:
+        size = element.itemsize
+        work = Work("matmul", 2.0 * m * n * k, size * (m * k + k * n), size * m * n, dtype, m=m, n=n, k=k)
+        repeats = repeats_for(work)
+
+        def prepare() -> tuple[Pass, ...]:
+            sets = [
+                tuple(torch.randn(shape, device=device, dtype=element) for shape in shapes)
+                for _ in range(repeats)
+            ]
+            views = [
+                tuple(
+                    tensor.t() if is_flipped else tensor
+                    for tensor, is_flipped in zip(pair, flips, strict=True)
+                )
+                for pair in sets
+            ]
+            return (plain(name, torch.mm, views, work),)
+
+        return Case(f"{name} {dtype} {m}×{n}×{k}", repeats * work.moved_bytes, prepare)
+
+    yield case("linear", (x, w), (False, True), tokens, columns, rows)
+    yield case("input gradient", (y, w), (False, False), tokens, rows, columns)
+    yield case("weight gradient", (y, x), (True, False), columns, rows, tokens)

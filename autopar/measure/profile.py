@@ -1,0 +1,207 @@
+"""Measures the devices and links at hand: all families in turn, then a profile fitted to the readings."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from autopar.measure.attention import attention_cases
+from autopar.measure.cases import Case
+from autopar.measure.clock import Budget, Clock, CudaClock, clock_for, measure_cases
+from autopar.measure.collectives import LinkOutcome, group_sizes, measure_links
+from autopar.measure.fit import EMPTY_KERNEL, fit_profile
+from autopar.measure.host import host_readings
+from autopar.measure.losses import end_cases
+from autopar.measure.matmul import linear_cases
+from autopar.measure.memory_bound import memory_cases
+from autopar.measure.optimizer import optimizer_cases
+from autopar.measure.readings import (
+    DeviceFacts,
+    HostReading,
+    OperatorReading,
+    Readings,
+    Skipped,
+)
+from autopar.torch_private import recompilations_allowed
+from cost_models.operators import Work
+from cost_models.profiles import Profile, builtin_profile, profile_names
+
+__all__ = ["Options", "Progress", "base_profile", "measure_profile", "take_readings"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being measured, how many of it are done, and how many there are."""
+
+ROUNDS = 15
+QUICK_ROUNDS = 3
+RECOMPILATIONS = 256
+"""One function is compiled for each of its shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How thoroughly to measure."""
+
+    is_quick: bool = False
+    """A third of the grid and of the samples."""
+    limit_s: float = 240.0
+    """Nothing new is started after this wall time; what is left out is listed as skipped."""
+    devices: int = 0
+    """Processes between which links are measured; 0 for all GPUs of the node, or two CPU processes."""
+    readings_path: Path | None = None
+    """Where the readings are written after each family, so that nothing is lost."""
+
+
+def measure_profile(
+    device: torch.device, *, quick: bool = False, progress: Progress | None = None
+) -> Profile:
+    """The profile of ``device`` and of the links between the devices of this node."""
+    options = Options(is_quick=quick)
+    return fit_profile(take_readings(device, options, progress or _silent), base_profile(device))
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+def take_readings(device: torch.device, options: Options, progress: Progress) -> Readings:
+    """Everything that can be measured here. Raises LaunchError when processes for the links fail."""
+    budget = Budget(options.limit_s)
+    links = _links(device, options, progress)
+    with recompilations_allowed(RECOMPILATIONS):
+        return _Session(device, options, progress, budget, links).run()
+
+
+def base_profile(device: torch.device) -> Profile | None:
+    """The profile that comes with this package for the device, for what is not measured; None if unknown."""
+    name = _device_name(device).lower() if device.type == "cuda" else "cpu"
+    if any(other in name for other in ("pcie", "nvl")):
+        return None
+    words = name.replace("-", " ").replace("_", " ")
+    known = [alias for alias in profile_names() if all(part in words for part in alias.split("-"))]
+    return builtin_profile(max(known, key=len)) if known else None
+
+
+def _links(device: torch.device, options: Options, progress: Progress) -> LinkOutcome:
+    """First, while this process holds nothing on the devices."""
+    devices = options.devices or (torch.cuda.device_count() if device.type == "cuda" else 2)
+    total = len(group_sizes(devices))
+    if not total:
+        return LinkOutcome((), 0)
+    progress("links", 0, total)
+    outcome = measure_links(device.type, devices, is_quick=options.is_quick)
+    progress("links", total, total)
+    return outcome
+
+
+class _Session:
+    """One run over all families: holds what they share."""
+
+    def __init__(
+        self, device: torch.device, options: Options, progress: Progress, budget: Budget, links: LinkOutcome
+    ) -> None:
+        self.device, self.options, self.progress = device, options, progress
+        self.budget, self.links = budget, links
+        self.operators: list[OperatorReading] = []
+        self.host: list[HostReading] = []
+        self.skipped: list[Skipped] = []
+
+    def run(self) -> Readings:
+        self._measure_host()
+        clock = clock_for(self.device)
+        if isinstance(clock, CudaClock):
+            self._keep_empty_kernel(clock)
+        for family, cases in self._families():
+            self._measure(family, cases, clock)
+        return self._save()
+
+    def _measure_host(self) -> None:
+        """In a quiet process: before anything else fills its queues."""
+        self.progress("host", 0, 1)
+        try:
+            self.host += host_readings(self.device, is_quick=self.options.is_quick)
+        except RuntimeError as error:
+            self.skipped.append(Skipped("host", str(error)[:200]))
+        self.progress("host", 1, 1)
+
+    def _families(self) -> Iterator[tuple[str, list[Case]]]:
+        """What matters most first."""
+        device, is_quick = self.device, self.options.is_quick
+        yield "matrix products bfloat16", linear_cases(device, "bfloat16", is_quick=is_quick)
+        yield "attention", attention_cases(device, _attention_dtype(device), is_quick=is_quick)
+        yield "optimizer", optimizer_cases(device, is_quick=is_quick)
+        yield "matrix products float32", linear_cases(device, "float32", is_quick=is_quick)
+        yield "loss and embedding", end_cases(device, is_quick=is_quick)
+        yield "memory-bound kernels", memory_cases(device, is_quick=is_quick)
+
+    def _measure(self, family: str, cases: list[Case], clock: Clock) -> None:
+        rounds = QUICK_ROUNDS if self.options.is_quick else ROUNDS
+        outcome = measure_cases(
+            cases,
+            clock,
+            rounds=rounds,
+            budget=self.budget,
+            progress=lambda done: self.progress(family, done, len(cases)),
+        )
+        self.operators += outcome.readings
+        self.skipped += outcome.skipped
+        self._save()
+
+    def _keep_empty_kernel(self, clock: CudaClock) -> None:
+        work = Work("free", 0.0, 32.0, 32.0, "float32")
+        self.operators.append(OperatorReading(EMPTY_KERNEL, work, clock.empty_kernel_s, 0.0, 30))
+
+    def _save(self) -> Readings:
+        readings = Readings(
+            facts=replace(_facts(self.device), communicator_bytes=self.links.communicator_bytes),
+            operators=tuple(self.operators),
+            host=tuple(self.host),
+            links=self.links.readings,
+            skipped=tuple(self.skipped),
+            wall_s=round(self.budget.used_s, 1),
+        )
+        if self.options.readings_path:
+            readings.write(self.options.readings_path)
+        return readings
+
+
+def _attention_dtype(device: torch.device) -> str:
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _facts(device: torch.device) -> DeviceFacts:
+    name, date = _device_name(device), datetime.date.today().isoformat()
+    if device.type != "cuda":
+        note = f"{torch.get_num_threads()} threads"
+        return DeviceFacts(name, "cpu", torch.__version__, date, 1, _host_memory_bytes(), 0, note=note)
+    properties = torch.cuda.get_device_properties(device)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    tf32 = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
+    clock_hz = 1e3 * getattr(properties, "memory_clock_rate", 0)
+    return DeviceFacts(
+        name,
+        "cuda",
+        torch.__version__,
+        date,
+        properties.multi_processor_count,
+        total_bytes,
+        max(total_bytes - free_bytes - torch.cuda.memory_reserved(device), 0),
+        driver_bytes_per_s=2.0 * clock_hz * getattr(properties, "memory_bus_width", 0) / 8,
+        note=f"tf32 {tf32}",
+    )
+
+
+def _host_memory_bytes() -> int:
+    """Physical memory as Linux gives it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
