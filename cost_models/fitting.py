@@ -32,6 +32,12 @@ Vector = NDArray[np.float64]
 GPU_TILES = ((256, 128), (128, 64), (64, 64))
 """Tile shapes (m, n) of the matrix products of tensor-core libraries."""
 
+LEAST_RAMP_READINGS = 6
+"""Sizes of a collective from which on its four numbers are fitted."""
+
+LARGEST_RAMP_MB = 100.0
+"""Beyond it a ramp is no change of protocol but a slope."""
+
 WIDE_GAINS = np.arange(0.8, 2.25, 0.05)
 """Candidates for ``AttentionCurve.wide_gain``."""
 
@@ -246,11 +252,16 @@ def _attention_s(calls: FusedCalls, curve: AttentionCurve) -> Vector:
 def fit_collective(wire_bytes: Vector, seconds: Vector) -> tuple[Vector, Fit]:
     """``(latency_s, ramp_s, ramp_bytes, bytes_per_s)`` of a ``CollectiveCurve`` for one number of ranks.
 
-    ``wire_bytes``, ascending, is what each rank puts on the wire.
+    ``wire_bytes``, ascending, is what each rank puts on the wire. Few sizes give a straight line: no ramp.
     """
+    if len(wire_bytes) < LEAST_RAMP_READINGS:
+        columns = np.stack([np.ones_like(wire_bytes), wire_bytes], axis=1)
+        latency_s, s_per_byte = fit_line(columns, seconds)
+        line = np.array([latency_s, 0.0, 1.0, 1.0 / max(s_per_byte, 1e-18)])
+        return line, Fit.of(columns @ np.array([latency_s, s_per_byte]), seconds)
 
     def loss(point: Vector) -> float:
-        if point.min() < 0 or point[3] <= 0:
+        if point.min() < 0 or point[3] <= 0 or point[2] > LARGEST_RAMP_MB:
             return 1e9
         return float(np.mean(np.abs(np.log(_collective_s(wire_bytes, point) / seconds))))
 
