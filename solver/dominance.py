@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from solver.normal_form import Shared
+from solver.normal_form import Shared, picked
 from solver.problem import FloatArray
 from solver.working_form import WorkingForm
 
@@ -30,7 +30,7 @@ def undominated(work: WorkingForm, node: int) -> NDArray[np.bool_]:
         worse[b, (usages[:, None] > work.loads[node].usages).any(axis=0)] = np.inf
     for number in sorted(work.pairs_of[node]):
         _, own, _, table = work.oriented(number, node)
-        worse += _largest_increase(table)[np.ix_(own, own)]
+        worse += picked(_largest_increase(table), own, own)
     for number in sorted(work.shared_of[node]):
         worse += _shared_increase(work.shared[number], node)
     return _kept(worse)
@@ -60,9 +60,9 @@ def _shared_increase(shared: Shared, node: int) -> FloatArray:
     """(strategies, strategies): the most that b can add over a to what a shared tensor costs."""
     roles = [w for c, w in zip(shared.consumers, shared.wanted, strict=True) if c == node]
     if shared.producer == node and not roles:
-        return _producer_increase(shared)[np.ix_(shared.produced, shared.produced)]
+        return picked(_producer_increase(shared), shared.produced, shared.produced)
     if shared.producer != node and len(roles) == 1:
-        return _consumer_increase(shared)[np.ix_(roles[0], roles[0])]
+        return picked(_consumer_increase(shared), roles[0], roles[0])
     if shared.producer == node:
         roles.append(shared.produced)
     is_same = np.all([role[:, None] == role[None, :] for role in roles], axis=0)

@@ -24,7 +24,8 @@ from solver.usage_prices import Priced, solve_by_prices
 
 __all__ = ["solve_form"]
 
-PRESOLVE_SHARE = PRICES_SHARE = 0.25
+PRESOLVE_SHARE = 0.5
+PRICES_SHARE = 0.25
 """Shares of the time left that these steps may take."""
 
 MIX_SHARE = 0.05

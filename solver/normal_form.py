@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from solver.loads import Load, joined
 from solver.problem import USAGE_TOLERANCE, Edge, Fan, FloatArray, IntArray, Problem
 
-__all__ = ["NormalForm", "Pair", "Shared", "normal_form", "restricted", "row_classes"]
+__all__ = ["NormalForm", "Pair", "Shared", "normal_form", "picked", "restricted", "row_classes"]
 
 
 NEVER = (0, 0)
@@ -137,22 +137,30 @@ def _taken(classes: tuple[IntArray, IntArray], index: list[IntArray]) -> tuple[I
 
 def row_classes(table: FloatArray) -> tuple[IntArray, IntArray]:
     """Equal rows of a table share a class: (class of each row, first row of each class)."""
+    content, width = (table + 0.0).tobytes(), 8 * table.shape[1]  # + 0.0 makes -0.0 and 0.0 one
     seen: dict[bytes, int] = {}
-    classes = np.empty(table.shape[0], dtype=np.int64)
+    classes: list[int] = []
     first: list[int] = []
-    for row, content in enumerate(np.ascontiguousarray(table + 0.0)):  # + 0.0 makes -0.0 and 0.0 one
-        classes[row] = seen.setdefault(content.tobytes(), len(first))
-        if classes[row] == len(first):
+    for row in range(table.shape[0]):
+        found = seen.setdefault(content[row * width : (row + 1) * width], len(first))
+        if found == len(first):
             first.append(row)
-    return classes, np.array(first, dtype=np.int64)
+        classes.append(found)
+    return np.array(classes, dtype=np.int64), np.array(first, dtype=np.int64)
+
+
+def picked(table: FloatArray, rows: IntArray, columns: IntArray) -> FloatArray:
+    """Some rows and columns of a table (several times faster than ``np.ix_`` on small tables)."""
+    some: FloatArray = table[rows][:, columns]
+    return some
 
 
 def _edge_pair(edge: Edge, strategies: list[IntArray]) -> Pair:
     i, j = edge.nodes
-    table = edge.costs[np.ix_(strategies[i], strategies[j])]
+    table = picked(edge.costs, strategies[i], strategies[j])
     row_class, rows = row_classes(table)
     column_class, columns = row_classes(table.T)
-    return Pair((i, j), (row_class, column_class), table[np.ix_(rows, columns)])
+    return Pair((i, j), (row_class, column_class), picked(table, rows, columns))
 
 
 def _load(times: tuple[int, int], usages: FloatArray) -> Load:

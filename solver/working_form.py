@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.loads import Load, disjoint, joined, reindexed
-from solver.normal_form import NormalForm, Pair, Shared, row_classes
+from solver.normal_form import NormalForm, Pair, Shared, picked, row_classes
 from solver.problem import FloatArray, IntArray
 
 __all__ = ["Dependent", "NothingFitsError", "WorkingForm"]
@@ -226,16 +226,16 @@ class WorkingForm:
         (i, j), (i_class, j_class) = pair.nodes, pair.classes
         i_used, i_class = _compacted(i_class, pair.costs.shape[0])
         j_used, j_class = _compacted(j_class, pair.costs.shape[1])
-        costs = pair.costs[np.ix_(i_used, j_used)]
-        i_base = costs.min(axis=1)
-        costs = np.where(np.isfinite(i_base)[:, None], costs - _finite(i_base)[:, None], 0.0)
-        j_base = costs.min(axis=0)
-        costs = np.where(np.isfinite(j_base), costs - _finite(j_base), 0.0)
-        self._add_costs(i, i_base[i_class])
-        self._add_costs(j, j_base[j_class])
-        i_merged, i_first = row_classes(costs)
-        j_merged, j_first = row_classes(costs.T)
-        return Pair((i, j), (i_merged[i_class], j_merged[j_class]), costs[np.ix_(i_first, j_first)])
+        costs, i_base = _from_zero(picked(pair.costs, i_used, j_used))
+        transposed, j_base = _from_zero(costs.T)
+        if i_base.any():
+            self._add_costs(i, i_base[i_class])
+        if j_base.any():
+            self._add_costs(j, j_base[j_class])
+        i_merged, i_first = row_classes(transposed.T)
+        j_merged, j_first = row_classes(transposed)
+        costs = picked(transposed.T, i_first, j_first)
+        return Pair((i, j), (i_merged[i_class], j_merged[j_class]), costs)
 
     def _store(self, pair: Pair) -> None:
         self.changed.update(pair.nodes)
@@ -313,22 +313,27 @@ def _compacted(classes: IntArray, count: int) -> tuple[IntArray, IntArray]:
     """The classes that occur, and each strategy's place among them."""
     occurs = np.zeros(count, dtype=bool)
     occurs[classes] = True
-    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[classes]
+    return occurs.nonzero()[0], (occurs.cumsum() - 1)[classes]
 
 
 def _moved(times: tuple[int, int], index: IntArray) -> tuple[int, int]:
     return int(index[times[0]]), int(index[times[1]])
 
 
-def _finite(values: FloatArray) -> FloatArray:
-    return np.where(np.isfinite(values), values, 0.0)
+def _from_zero(costs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Rows less their least entry, and that entry; rows that are all inf become 0."""
+    base = costs.min(axis=1)
+    if np.isfinite(base).all():
+        return costs - base[:, None], base
+    finite = np.where(np.isfinite(base), base, 0.0)
+    return np.where(np.isfinite(base)[:, None], costs - finite[:, None], 0.0), base
 
 
 def _sum(left: Pair, right: Pair) -> Pair:
     """Two pairs of the same nodes, in the same order, as one over the common refinement of their classes."""
     i_class, i_left, i_right = _refined(left.classes[0], right.classes[0])
     j_class, j_left, j_right = _refined(left.classes[1], right.classes[1])
-    costs = left.costs[np.ix_(i_left, j_left)] + right.costs[np.ix_(i_right, j_right)]
+    costs = picked(left.costs, i_left, j_left) + picked(right.costs, i_right, j_right)
     return Pair(left.nodes, (i_class, j_class), costs)
 
 
@@ -365,6 +370,6 @@ def _compressed(shared: Shared) -> Shared:
         shared,
         produced=merged[produced],
         wanted=tuple(np.searchsorted(columns, wanted) for wanted in shared.wanted),
-        costs=shared.costs[np.ix_(rows[first], columns)],
+        costs=picked(shared.costs, rows[first], columns),
         usages=shared.usages[columns],
     )
