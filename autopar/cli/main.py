@@ -13,6 +13,7 @@ import typer
 from autopar.cli.console import print_error
 from autopar.cli.emit import emit
 from autopar.cli.plan import plan
+from autopar.cli.profile import profile
 from autopar.cli.run import run_plan
 from autopar.cli.show import show
 from autopar.errors import AutoparError
@@ -33,6 +34,7 @@ app.command("plan")(plan)
 app.command("show")(show)
 app.command("emit")(emit)
 app.command("run")(run_plan)
+app.command("profile")(profile)
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:

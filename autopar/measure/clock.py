@@ -37,9 +37,6 @@ WARM_UP_RUNS = 2
 MOST_BACKGROUND = 16
 """Times the background that a sample may need before its host time hides."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is measured, how many cases of it are done, and how many there are."""
-
 
 @dataclass(slots=True)
 class Budget:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from autopar.errors import ClusterError
 from autopar.measure.attention import attention_cases
 from autopar.measure.cases import Case
 from autopar.measure.clock import Budget, Clock, CudaClock, clock_for, measure_cases
@@ -21,6 +22,7 @@ from autopar.measure.losses import end_cases
 from autopar.measure.matmul import linear_cases
 from autopar.measure.memory_bound import memory_cases
 from autopar.measure.optimizer import optimizer_cases
+from autopar.measure.progress import Progress
 from autopar.measure.readings import (
     DeviceFacts,
     HostReading,
@@ -30,12 +32,10 @@ from autopar.measure.readings import (
 )
 from autopar.torch_private import recompilations_allowed
 from cost_models.operators import Work
+from cost_models.profile_text import format_profile
 from cost_models.profiles import Profile, builtin_profile, profile_names
 
-__all__ = ["Options", "Progress", "base_profile", "measure_profile", "take_readings"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being measured, how many of it are done, and how many there are."""
+__all__ = ["Options", "base_profile", "device_named", "measure_profile", "profile_here", "take_readings"]
 
 ROUNDS = 15
 QUICK_ROUNDS = 3
@@ -63,6 +63,25 @@ def measure_profile(
     """The profile of ``device`` and of the links between the devices of this node."""
     options = Options(is_quick=quick)
     return fit_profile(take_readings(device, options, progress or _silent), base_profile(device))
+
+
+def profile_here(
+    device: str, options: Options, progress: Progress, *, name: str = ""
+) -> tuple[str, Readings]:
+    """The profile of this machine as text, and what it was fitted on; ``device`` as in ``device_named``."""
+    chosen = device_named(device)
+    readings = take_readings(chosen, options, progress)
+    return format_profile(fit_profile(readings, base_profile(chosen), name=name)), readings
+
+
+def device_named(text: str) -> torch.device:
+    """``cuda`` (the current GPU) or ``cpu``; with no text a GPU where there is one. Raises ClusterError."""
+    kind = text or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cuda", "cpu"):
+        raise ClusterError(f"unknown device {text!r}: known are cuda, cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ClusterError("torch sees no GPU here: measure the cpu, or install torch for this machine's GPU")
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["shown_progress"]
+__all__ = ["Progress", "shown_progress"]
 
 Progress = Callable[[str, int, int], None]
+"""Called with what is being measured, how many of it are done, and how many there are."""
 
 
 @contextmanager

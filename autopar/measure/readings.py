@@ -103,6 +103,12 @@ class Readings:
     skipped: tuple[Skipped, ...]
     wall_s: float = 0.0
 
+    @property
+    def summary(self) -> str:
+        """How much was measured, in one line."""
+        counts = f"{len(self.operators)} operators, {len(self.host)} host times, {len(self.links)} links"
+        return f"{counts} in {self.wall_s:.0f} s on {self.facts.name}, {len(self.skipped)} skipped"
+
     def write(self, path: Path) -> None:
         """Write JSON, one reading per line."""
         table: Mapping[str, Any] = asdict(self)
