@@ -18,6 +18,7 @@ from solver.highs import has_highs
 from solver.normal_form import NormalForm, restricted
 from solver.planning_ilp import solve_by_pulp
 from solver.presolve import presolve
+from solver.pricing import least_sum
 from solver.solution import Solution
 from solver.sparse_ilp import solve_by_sparse_ilp
 from solver.usage_prices import Priced, solve_by_prices
@@ -47,6 +48,7 @@ def solve_form(form: NormalForm, *, end_s: float, gap: float, cutoff: float = ma
     if reduced is None:
         return Solution.of(None, math.inf, math.inf, gap=gap, method="presolve")
     found = _solve_reduced(reduced.form, end_s=end_s, gap=gap, cutoff=cutoff)
+    found = replace(found, lower_bound=max(found.lower_bound, min(found.cost, least_sum(reduced.form))))
     return found if found.choice is None else replace(found, choice=reduced.choice(found.choice))
 
 
