@@ -17,12 +17,13 @@ from autopar.planner.work import works
 from autopar.shardings.calls import Call
 from autopar.shardings.conversion import ConversionTable, Step, conversion_table
 from autopar.shardings.placement import Layout, local_shape, shard
+from autopar.shardings.strategy import Strategy
 from cost_models.cluster import AxisPath, Cluster, joined_path, mesh_axes
 from cost_models.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
 from cost_models.dtypes import dtype_bytes
 from cost_models.operators import Work, host_s, operator_s
 
-__all__ = ["OperatorPrice", "Prices"]
+__all__ = ["Known", "OperatorPrice", "PricedStrategy", "Prices"]
 
 PLAIN_STEP_S = 1e-8
 """Added to every step of a conversion, so that among equals the plan with fewer of them wins."""
@@ -45,14 +46,33 @@ class OperatorPrice:
         return self.forward_s + self.backward_s
 
 
+@dataclass(frozen=True, slots=True)
+class PricedStrategy:
+    """One strategy of one call of an operator."""
+
+    strategy: Strategy
+    seconds: float
+    kept_bytes: float
+    """What autograd keeps of the operator's own making."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What has been worked out for meshes of the same sizes, whatever the kinds of their axes."""
+
+    operators: dict[object, OperatorPrice] = field(default_factory=dict)
+    tables: dict[object, ConversionTable] = field(default_factory=dict)
+    strategies: dict[tuple[str, str, tuple[str, ...]], PricedStrategy | None] = field(default_factory=dict)
+    """By segment type, operator and choice on each axis; None where a dim does not divide evenly."""
+
+
 @dataclass(frozen=True)
 class Prices:
     """All prices on one mesh of one cluster."""
 
     cluster: Cluster
     axes: tuple[MeshAxis, ...]
-    _operators: dict[object, OperatorPrice] = field(default_factory=dict, repr=False)
-    _tables: dict[object, ConversionTable] = field(default_factory=dict, repr=False)
+    known: Known = field(default_factory=Known, repr=False)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -83,14 +103,14 @@ class Prices:
             gradients,
             tuple(operands[:1]),
         )
-        if key not in self._operators:
+        if key not in self.known.operators:
             forward, backward = works(call, reads, makes)
             inside = sum(
                 self._collective_s("all_reduce", axis, size, size)
                 for axis, size in internal_all_reduces(call, operands, self.sizes)
             )
-            self._operators[key] = self._price(forward, backward, inside)
-        return self._operators[key]
+            self.known.operators[key] = self._price(forward, backward, inside)
+        return self.known.operators[key]
 
     def _price(self, forward: Work, backward: Work | None, inside_s: float = 0.0) -> OperatorPrice:
         device = self.cluster.device
@@ -115,8 +135,8 @@ class Prices:
             shard(dim) for dim, size in enumerate(value.shape) if any(size % n == 0 for n in self.sizes)
         }
         key = (value.shape, value.dtype, value.requires_grad, frozenset(shards))
-        if key not in self._tables:
-            self._tables[key] = conversion_table(
+        if key not in self.known.tables:
+            self.known.tables[key] = conversion_table(
                 value.shape,
                 dtype_bytes(value.dtype),
                 shards,
@@ -124,7 +144,7 @@ class Prices:
                 self.step_s,
                 requires_grad=value.requires_grad,
             )
-        return self._tables[key]
+        return self.known.tables[key]
 
     def step_s(self, step: Step, bytes_before: int, bytes_after: int) -> float:
         """Seconds of one step of a conversion, forward and backward."""

@@ -17,7 +17,7 @@ from autopar.planner.mesh import candidate_meshes
 from autopar.planner.naming import axis_names
 from autopar.planner.operators import PlannedType, planned_types
 from autopar.planner.pins import Pins
-from autopar.planner.prices import Prices
+from autopar.planner.prices import Known, Prices
 from autopar.planner.problem import solver_problem
 from autopar.planner.realize import Realized, realize
 from autopar.planner.space import Keep, Space, search_space
@@ -95,8 +95,10 @@ def search(graph: Graph, cluster: Cluster, options: Options) -> Found:
     limit = options.memory_bytes or cluster.device.memory_bytes
     tried: list[Tried] = []
     misfits: list[Tried] = []
+    known: dict[tuple[int, ...], Known] = {}
     for axes in candidate_meshes(cluster.devices, options.pins):
-        found = _best_on(model, Prices(cluster, axes), limit, options)
+        prices = Prices(cluster, axes, known.setdefault(tuple(axis.size for axis in axes), Known()))
+        found = _best_on(model, prices, limit, options)
         if found is not None:
             (tried if found.realized.memory.peak <= limit else misfits).append(found)
     tried.sort(key=lambda each: each.step_s)

@@ -10,11 +10,18 @@ from autopar.capture.graph import Graph
 from autopar.planner.memory import kept_by_operator, resting_bytes
 from autopar.planner.mesh import MODEL, MeshAxis
 from autopar.planner.operators import PlannedOperator, PlannedType
-from autopar.planner.prices import Prices
+from autopar.planner.prices import PricedStrategy, Prices
 from autopar.planner.roles import allowed_choices
-from autopar.planner.tensors import Item, ParameterGroup, Tensor, parameter_groups, resting_placement, tensors_of
+from autopar.planner.tensors import (
+    Item,
+    ParameterGroup,
+    Tensor,
+    parameter_groups,
+    resting_placement,
+    tensors_of,
+)
 from autopar.shardings.placement import REPLICATE, Layout, Placement, is_legal
-from autopar.shardings.strategy import Strategy, strategies
+from autopar.shardings.strategy import AxisChoice, Strategy, combined, divides
 
 __all__ = ["Candidate", "Keep", "Space", "search_space"]
 
@@ -87,20 +94,51 @@ def _operator_candidates(
     operator: PlannedOperator, planned: PlannedType, prices: Prices, count: int, keep: Keep | None
 ) -> tuple[Candidate, ...]:
     choices = tuple(allowed_choices(operator, axis, planned.labels) for axis in prices.axes)
-    found = list(strategies(operator.call, choices, prices.sizes))
+    found = _priced(operator, planned, choices, prices)
     if not found:
         # What each axis may do alone cannot be combined: leave the combination to all axes' full choices.
-        found = list(strategies(operator.call, (operator.choices,) * len(prices.axes), prices.sizes))
+        found = _priced(operator, planned, (operator.choices,) * len(prices.axes), prices)
     if keep is not None:
-        found = [strategy for strategy in found if keep(operator, strategy, prices.axes)] or found
-    candidates = []
-    for strategy in found:
-        seconds = prices.operator(operator.call, strategy.operands, strategy.results).seconds
-        kept = kept_by_operator(operator, strategy, prices.sizes)
-        candidates.append(
-            Candidate(strategy.operands, strategy.results, count * seconds, count * kept, strategy)
+        found = [each for each in found if keep(operator, each.strategy, prices.axes)] or found
+    return tuple(
+        Candidate(
+            each.strategy.operands,
+            each.strategy.results,
+            count * each.seconds,
+            count * each.kept_bytes,
+            each.strategy,
         )
-    return tuple(candidates)
+        for each in found
+    )
+
+
+def _priced(
+    operator: PlannedOperator,
+    planned: PlannedType,
+    choices: tuple[tuple[AxisChoice, ...], ...],
+    prices: Prices,
+) -> list[PricedStrategy]:
+    """Every combination of choices that divides evenly, those of the same layouts once."""
+    known = prices.known.strategies
+    found: dict[object, PricedStrategy] = {}
+    for combination in product(*choices):
+        key = (planned.segment.name, operator.name, tuple(choice.name for choice in combination))
+        if key not in known:
+            known[key] = _price_of(operator, combination, prices)
+        priced = known[key]
+        if priced is not None:
+            found.setdefault((priced.strategy.operands, priced.strategy.results), priced)
+    return list(found.values())
+
+
+def _price_of(
+    operator: PlannedOperator, combination: tuple[AxisChoice, ...], prices: Prices
+) -> PricedStrategy | None:
+    strategy = combined(operator.call, combination)
+    if not divides(operator.call, strategy, prices.sizes):
+        return None
+    seconds = prices.operator(operator.call, strategy.operands, strategy.results).seconds
+    return PricedStrategy(strategy, seconds, kept_by_operator(operator, strategy, prices.sizes))
 
 
 def _all_layouts(shape: tuple[int, ...], prices: Prices) -> tuple[Layout, ...]:

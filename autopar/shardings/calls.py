@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from autopar.capture.graph import Argument, Operator, Ref, Value
 
@@ -24,19 +25,19 @@ def references(operator: Operator) -> tuple[str, ...]:
     return tuple(name for argument in arguments for name in _references_in(argument))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """An operator together with the values around it."""
 
     operator: Operator
     values: Mapping[str, Value]
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Value, ...]:
         """The tensors the call reads, one per mention."""
         return tuple(self.values[name] for name in references(self.operator))
 
-    @property
+    @cached_property
     def results(self) -> tuple[Value | None, ...]:
         return tuple(self.values[name] if name is not None else None for name in self.operator.results)
 

@@ -128,9 +128,11 @@ class ConversionTable:
     """[from, to]: index of the layout after the first step."""
     steps: dict[tuple[int, int], Step]
     """The single steps the paths are made of."""
+    positions: dict[Layout, int]
+    """Index of every layout."""
 
     def index(self, layout: Layout) -> int:
-        return self.layouts.index(layout)
+        return self.positions[layout]
 
     def path(self, source: Layout, target: Layout) -> list[Step]:
         """The steps from ``source`` to ``target``, in order."""
@@ -178,7 +180,7 @@ def conversion_table(
             first_hop[here, there] = there
             single[here, there] = step
     _close(seconds, first_hop)
-    return ConversionTable(layouts, seconds, first_hop, single)
+    return ConversionTable(layouts, seconds, first_hop, single, index)
 
 
 def _close(seconds: np.ndarray, first_hop: np.ndarray) -> None:

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from math import prod
 
 __all__ = [
@@ -114,6 +115,7 @@ def local_shape(shape: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) 
     return tuple(local)
 
 
+@lru_cache(maxsize=100_000)
 def is_legal(shape: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> bool:
     """True when every sharded dim divides evenly, and blocks of several axes on one dim nest."""
     by_dim: dict[int, dict[int, int]] = {}
@@ -129,7 +131,7 @@ def is_legal(shape: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> 
 def _levels_nest(size: int, ways_by_blocks: dict[int, int]) -> bool:
     """Levels from the outside in: each must cut evenly, and whole blocks of the next must stay together."""
     levels = sorted(ways_by_blocks.items())
-    for (blocks, ways), (inner_blocks, _) in zip(levels, levels[1:], strict=False):
+    for (blocks, ways), (inner_blocks, _) in pairwise(levels):
         if inner_blocks % (blocks * ways):
             return False
     blocks, ways = levels[-1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
 from autopar.capture.graph import Value
@@ -121,11 +120,6 @@ def axis_choices(call: Call, loops: Loops | None, table: BlockTable) -> tuple[Ax
     return tuple(choices)
 
 
-@lru_cache(maxsize=100_000)
-def _legal(shape: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> bool:
-    return is_legal(shape, layout, sizes)
-
-
 def strategies(
     call: Call, choices: tuple[tuple[AxisChoice, ...], ...], sizes: tuple[int, ...]
 ) -> Iterator[Strategy]:
@@ -168,6 +162,6 @@ def divides(call: Call, strategy: Strategy, sizes: tuple[int, ...]) -> bool:
     values = (*call.operands, *call.results)
     layouts = (*strategy.operands, *strategy.results)
     return all(
-        value is None or _legal(value.shape, layout, sizes)
+        value is None or is_legal(value.shape, layout, sizes)
         for value, layout in zip(values, layouts, strict=True)
     )
