@@ -27,7 +27,7 @@ _FIGURES = (
 
 
 def format_profile(profile: Profile, *, comment: str = "every figure carries its source.") -> str:
-    """The whole file, figures rounded to four digits. Reading it gives an equal profile, but for that."""
+    """The whole file, figures rounded to five digits. Reading it gives an equal profile, but for that."""
     device = profile.device
     return "\n".join(
         [
@@ -84,12 +84,12 @@ def _entries(curve: Any, without: tuple[str, ...] = ()) -> Iterable[str]:
 
 
 def _value(value: Any) -> str:
-    """One TOML value: numbers to four digits, strings as JSON writes them (TOML reads the same escapes)."""
+    """One TOML value: numbers to five digits, strings as JSON writes them (TOML reads the same escapes)."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, int):
         return str(value)
-    text = f"{value:.4g}"
+    text = f"{value:.5g}"
     return text if any(mark in text for mark in ".en") else f"{text}.0"

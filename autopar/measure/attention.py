@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from autopar.measure.cases import Case, differentiable, repeats_for
 from cost_models.operators import Work
 
-__all__ = ["attention_cases"]
+__all__ = ["AttentionShape", "attention_cases", "work_of"]
 
 SEQUENCES = (512, 1024, 2048, 4096, 8192, 16_384)
 HEADS = (8, 32, 128, 384)
@@ -70,8 +70,8 @@ def _shapes(device: torch.device, is_quick: bool) -> Iterator[AttentionShape]:
 
 
 def _case(device: torch.device, dtype: str, shape: AttentionShape) -> Case:
-    forward = _work("attention", dtype, shape, 1.0)
-    backward = _work("attention_backward", dtype, shape, 2.5)
+    forward = work_of("attention", dtype, shape, 1.0)
+    backward = work_of("attention_backward", dtype, shape, 2.5)
     attend = functools.partial(
         F.scaled_dot_product_attention, is_causal=shape.is_causal, enable_gqa=shape.group > 1
     )
@@ -103,7 +103,7 @@ def _inputs(device: torch.device, dtype: str, shape: AttentionShape) -> tuple[Te
     )
 
 
-def _work(family: str, dtype: str, shape: AttentionShape, times: float) -> Work:
+def work_of(family: str, dtype: str, shape: AttentionShape, times: float) -> Work:
     """Reads q, k, v and writes the result; the backward moves and computes ``times`` as much."""
     queries = shape.heads * shape.seq * shape.head_dim * getattr(torch, dtype).itemsize
     return Work(

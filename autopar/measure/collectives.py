@@ -21,7 +21,7 @@ from autopar.errors import LaunchError
 from autopar.measure.readings import LinkReading
 from autopar.torch_private import all_gather_now, all_to_all_now, reduce_scatter_now
 
-__all__ = ["COLLECTIVES", "LinkOutcome", "by_collective", "group_sizes", "measure_links"]
+__all__ = ["COLLECTIVES", "LinkOutcome", "by_collective", "group_sizes", "measure_links", "wire_bytes"]
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 SIZES_BYTES = tuple(2**power for power in range(10, 31, 2))
@@ -123,10 +123,11 @@ def _reading(collective: str, ranks: int, size_bytes: int, group: Any, device: t
     samples = [_sample(call, calls, device, group) for _ in range(SAMPLES)]
     slowest = torch.tensor(statistics.median(samples), device=device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
-    return LinkReading(collective, ranks, _wire_bytes(collective, ranks, size_bytes), float(slowest))
+    return LinkReading(collective, ranks, wire_bytes(collective, ranks, size_bytes), float(slowest))
 
 
-def _wire_bytes(collective: str, ranks: int, size_bytes: int) -> float:
+def wire_bytes(collective: str, ranks: int, size_bytes: int) -> float:
+    """What each rank puts on the wire for a whole tensor of ``size_bytes`` (ring)."""
     if collective == "send":
         return float(size_bytes)
     once = size_bytes * (ranks - 1) / ranks

@@ -1,0 +1,105 @@
+"""A fit finds the curve that made its readings, and says how far off it is where there is noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cost_models.curves import MatmulCurve
+from cost_models.fitting import (
+    GPU_TILES,
+    Fit,
+    FusedCalls,
+    Products,
+    fit_attention,
+    fit_collective,
+    fit_line,
+    fit_matmul,
+    fit_memory,
+    matmul_s,
+)
+from cost_models.profiles import builtin_profile
+
+SIDES = (256, 512, 1024, 2048, 4096, 8192)
+
+
+def products_of(curve: MatmulCurve) -> Products:
+    """Readings that lie on ``curve``."""
+    grid = np.array([(m, n, k) for m in SIDES for n in SIDES for k in SIDES], dtype=float)
+    seconds = [curve.burst_s(int(m), int(n), int(k)) for m, n, k in grid]
+    return Products(grid[:, 0], grid[:, 1], grid[:, 2], np.array(seconds), np.ones(len(grid)))
+
+
+def test_the_matmul_formula_on_arrays_is_that_of_the_curve() -> None:
+    curve = builtin_profile("h100").device.matmul["bfloat16"]
+    products = products_of(curve)
+    np.testing.assert_allclose(matmul_s(products, curve), products.seconds, rtol=1e-12)
+
+
+def test_products_that_lie_on_a_curve_are_described_within_2_percent() -> None:
+    device = builtin_profile("h100").device
+    products = products_of(device.matmul["bfloat16"])
+    curve, fit = fit_matmul(
+        products,
+        units=132,
+        tiles=GPU_TILES,
+        peak_flops_per_s=device.peak("bfloat16"),
+        memory_bytes_per_s=device.memory_bytes_per_s,
+    )
+    assert fit.median < 0.02
+    assert curve.flops_per_s <= device.peak("bfloat16")
+    assert curve.memory_bytes_per_s <= device.memory_bytes_per_s
+
+
+def test_memory_bound_kernels_give_back_their_fixed_part_and_bandwidth() -> None:
+    moved, kernels = np.array([1e5, 1e6, 1e7, 1e8, 1e9]), np.array([1.0, 1.0, 2.0, 1.0, 1.0])
+    curve, fit = fit_memory(moved, kernels, kernels * 5e-6 + moved / 3e12)
+    assert curve.fixed_s == pytest.approx(5e-6)
+    assert curve.bytes_per_s == pytest.approx(3e12)
+    assert fit.p90 < 1e-9
+
+
+def test_a_term_that_would_be_negative_is_left_out() -> None:
+    columns = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 4.0]])
+    seconds = np.array([0.5, 1.5, 3.5])  # the line −0.5 + x
+    constant, slope = fit_line(columns, seconds)
+    assert constant == 0.0
+    assert 0.5 < slope < 1.0
+
+
+def test_attention_gives_back_its_rates_and_gain() -> None:
+    true = builtin_profile("h100").device.attention["attention"]
+    rows = [
+        (4.0 * heads * 0.5 * seq * seq * width, seq, width)
+        for heads in (8, 64, 256)
+        for seq in (1024, 8192)
+        for width in (64, 128)
+    ]
+    flops, seqs, widths = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    seconds = np.array([true.seconds(f, seq=int(s), head_dim=int(w), kernels=1) for f, s, w in rows])
+    curve, fit = fit_attention(FusedCalls(flops, seqs, widths, seconds))
+    assert fit.p90 < 1e-6
+    assert curve.wide_gain == pytest.approx(true.wide_gain)
+    assert curve.seq == true.seq
+    assert curve.flops_per_s == pytest.approx(true.flops_per_s)
+
+
+def test_collectives_give_back_latency_and_bandwidth() -> None:
+    wire = np.array([2.0**power for power in range(10, 31, 2)])
+    seconds = 8e-6 + 2e-5 * wire / (wire + 4e6) + wire / 3e11
+    (latency_s, _, _, bytes_per_s), fit = fit_collective(wire, seconds)
+    assert fit.p90 < 0.05
+    assert latency_s == pytest.approx(8e-6, rel=0.1)
+    assert bytes_per_s == pytest.approx(3e11, rel=0.1)
+
+
+def test_few_sizes_of_a_collective_make_a_line() -> None:
+    wire = np.array([1e3, 1e5, 1e7])
+    (latency_s, ramp_s, _, bytes_per_s), _ = fit_collective(wire, 1e-4 + wire / 1e9)
+    assert (latency_s, ramp_s, bytes_per_s) == pytest.approx((1e-4, 0.0, 1e9))
+
+
+def test_errors_are_relative() -> None:
+    fit = Fit.of(np.array([1.1, 90.0, 1e-6]), np.array([1.0, 100.0, 1e-6]))
+    assert fit.median == pytest.approx(0.1)
+    assert str(fit) == "3 readings, median |error| 10.0%, 90th percentile 10.0%"
