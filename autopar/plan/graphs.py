@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+
 from autopar.capture.graph import (
     Constant,
     Graph,
@@ -85,6 +87,9 @@ def _operator(entry: OperatorEntry, segment: str, values: dict[str, Value]) -> O
         entry.source,
         entry.module,
     )
+    for name in entry.keywords:
+        if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
+            raise PlanError(f"operator {where}: {name!r} is no name of an argument. Plan again.")
     for name in operator.results:
         if name is not None and name not in values:
             raise PlanError(
@@ -113,6 +118,8 @@ def _check(graph: Graph) -> None:
             if name not in known or name not in segment.values:
                 raise PlanError(f"segment {segment.name} hands over '{name}', which nothing in it makes.")
     made = {graph_input.value.name for graph_input in graph.inputs}
+    for name in sorted(made - graph.values.keys()):
+        raise PlanError(f"outer_values has no entry '{name}', which is an input of the model.")
     for call in graph.calls:
         if call.type not in types:
             raise PlanError(f"a stage calls the segment '{call.type}', which the plan does not describe.")
@@ -126,6 +133,9 @@ def _check(graph: Graph) -> None:
                 raise PlanError(
                     f"the call of {call.type} at '{call.module}' reads '{name}', which nothing before it makes."
                 )
+        for name in call.results:
+            if name not in graph.values:
+                raise PlanError(f"outer_values has no entry '{name}', which {call.type} makes.")
         made.update(call.results)
     for name in graph.outputs:
         if name not in made:

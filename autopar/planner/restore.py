@@ -16,9 +16,12 @@ from autopar.planner.mesh import KINDS, MeshAxis
 from autopar.planner.operators import planned_types
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, realize
+from autopar.planner.saved import saved_by
 from autopar.planner.step import step_s
 from autopar.planner.tensors import parameter_groups, resting_placement
+from autopar.shardings.calls import Call
 from autopar.shardings.placement import Layout, parse_layout
+from autopar.shardings.rules import loops_of
 from cost_models.cluster import Cluster
 
 __all__ = ["restore"]
@@ -30,6 +33,7 @@ def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
     Raises ``PlanError`` naming the operator, parameter or segment whose decision is impossible.
     """
     graph = graph_of(plan)
+    _check_operators(graph)
     axes = _axes(plan, cluster)
     names = tuple(axis.axis for axis in plan.mesh)
     prices = Prices(cluster, axes)
@@ -44,6 +48,21 @@ def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
         conversions=conversion_entries(realized),
     )
     return updated, realized
+
+
+def _check_operators(graph: Graph) -> None:
+    """Every call is one that its rule can read: a plan's operators are data, and may be damaged."""
+    for segment in graph.types:
+        for operator in segment.operators:
+            try:
+                call = Call(operator, segment.values)
+                loops_of(call)
+                saved_by(call)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise PlanError(
+                    f"operator {segment.name}.{operator.name} ({operator.target}) is not called as it should "
+                    f"be: {type(error).__name__}: {error}. Restore its arguments or plan again."
+                ) from error
 
 
 def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:
