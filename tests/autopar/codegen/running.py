@@ -15,7 +15,10 @@ from autopar.shardings.sharded import ShardedGraph
 from autopar.torch_private import flatten_with_paths
 from tests.autopar.shardings.simulated import SimulatedMesh, gradient_layout, joined, spread
 
-__all__ = ["loaded", "train_once"]
+__all__ = ["NOISE_FLOOR", "loaded", "relative_errors", "train_once"]
+
+NOISE_FLOOR = 1e-3
+"""A tensor counts as no smaller, element for element, than this share of the mean of all."""
 
 
 def loaded(source: str) -> dict[str, Any]:
@@ -104,3 +107,14 @@ def _gradients(sharded: ShardedGraph, module: nn.Module, modules: list[nn.Module
         layout = gradient_layout(_resting(sharded, name))
         found[name] = joined(gradients, layout, parameter.shape, sharded.sizes)
     return found
+
+
+def relative_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """‖found − expected‖ / ‖expected‖ by name; some gradients are zero but for rounding, hence the floor."""
+    square = sum(t.double().square().sum().item() for t in expected.values())
+    floor = NOISE_FLOOR * (square / sum(t.numel() for t in expected.values())) ** 0.5
+    return {
+        name: (found[name].double() - wanted.double()).norm().item()
+        / max(wanted.double().norm().item(), floor * wanted.numel() ** 0.5)
+        for name, wanted in expected.items()
+    }

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autopar.capture import capture
-from autopar.capture.graph import Graph
 from autopar.clusters import cluster_named
 from autopar.planner.decisions import decisions_of
 from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
@@ -26,8 +24,9 @@ from autopar.planner.search import Model
 from autopar.planner.space import Candidate, Space, search_space
 from autopar.planner.tensors import Item
 from autopar.shardings.placement import Layout
-from tests.autopar.codegen.running import train_once
-from tests.autopar.parity import MODELS, build, relative_errors
+from tests.autopar.codegen.running import relative_errors, train_once
+from tests.autopar.parity import MODELS
+from tests.autopar.planner.planning_cases import built_model, graph_of_model
 
 MESHES = {
     "2 model": (MeshAxis(2, MODEL),),
@@ -42,15 +41,8 @@ TOLERANCE = 1e-4
 
 
 @cache
-def _case(model: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any], Graph]:
-    torch.set_num_threads(1)
-    module, args, kwargs = build(model, 8, False)
-    return module, args, kwargs, capture(module, args, kwargs)
-
-
-@cache
 def _expected(model: str) -> tuple[Tensor, dict[str, Tensor]]:
-    module, args, kwargs, _ = _case(model)
+    module, args, kwargs = built_model(model)
     loss = module(*args, **kwargs)
     parameters = dict(module.named_parameters())
     gradients = torch.autograd.grad(loss, list(parameters.values()))
@@ -59,7 +51,7 @@ def _expected(model: str) -> tuple[Tensor, dict[str, Tensor]]:
 
 @cache
 def _space(model: str, mesh: str) -> tuple[Model, Space]:
-    planned = Model.of(_case(model)[3])
+    planned = Model.of(graph_of_model(model))
     axes = MESHES[mesh]
     devices = int(np.prod([axis.size for axis in axes]))
     prices = Prices(cluster_named(f"cpu:{devices}"), axes)
@@ -106,7 +98,7 @@ def _random_plan(model: str, mesh: str, seed: int) -> Realized:
 def test_random_decisions_compute_what_the_plain_model_does(
     model: str, mesh: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, args, kwargs, _ = _case(model)
+    module, args, kwargs = built_model(model)
     sharded = _random_plan(model, mesh, seed).sharded
     loss, gradients = train_once(sharded, module, args, kwargs, monkeypatch)
     expected_loss, expected = _expected(model)
