@@ -27,7 +27,7 @@ def identifier(name: str) -> str:
 
 
 def attribute(owner: str, path: str) -> str:
-    """``self`` and ``layers.0.q`` as ``self.layers[0].q``. Raises ``PlanError`` for parts that are no names."""
+    """``self`` and ``layers.0.q`` as ``self.layers[0].q``. Raises ``PlanError`` where a part is no name."""
     expression = owner
     for part in filter(None, path.split(".")):
         expression += f"[{int(part)}]" if part.isascii() and part.isdigit() else f".{identifier(part)}"
@@ -54,7 +54,7 @@ def target_parts(target: str) -> tuple[str, str, str]:
 
 
 def literal(argument: Argument, names: dict[str, str], device: str) -> str:
-    """An argument as source; ``names`` gives the expression of each value, ``device`` the one of the device."""
+    """An argument as source; ``names`` gives the expression of each value, ``device`` that of the device."""
     match argument:
         case Ref(value):
             return names[value]

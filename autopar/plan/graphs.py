@@ -111,7 +111,8 @@ def _check(graph: Graph) -> None:
             for name in references(operator):
                 if name not in known or name not in segment.values:
                     raise PlanError(
-                        f"operator {segment.name}.{operator.name} reads '{name}', which nothing before it makes."
+                        f"operator {segment.name}.{operator.name} reads '{name}', "
+                        "which nothing before it makes."
                     )
             known.update(name for name in operator.results if name is not None)
         for name in (*segment.inputs, *segment.outputs):
@@ -131,7 +132,8 @@ def _check(graph: Graph) -> None:
                 name not in graph.values and not any(name == i.value.name for i in graph.inputs)
             ):
                 raise PlanError(
-                    f"the call of {call.type} at '{call.module}' reads '{name}', which nothing before it makes."
+                    f"the call of {call.type} at '{call.module}' reads '{name}', "
+                    "which nothing before it makes."
                 )
         for name in call.results:
             if name not in graph.values:

@@ -20,7 +20,7 @@ GB = 10**9
 
 
 def check_batch(graph: Graph, pins: Pins) -> None:
-    """Pinned data axes must divide the batch, pinned context axes the sequence. Raises ``InfeasiblePlanError``."""
+    """Raise ``InfeasiblePlanError`` unless pinned data axes divide the batch, and context axes the sequence."""
     ways = {
         "batch": prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard")),
         "sequence": pins.sizes.get("cp", 1),
@@ -31,7 +31,8 @@ def check_batch(graph: Graph, pins: Pins) -> None:
                 legal = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
                 raise InfeasiblePlanError(
                     f"the {what} of {size} does not divide over {needed} ranks ({pins}). "
-                    f"Legal sizes of these axes together are {legal}; or use a {what} that is a multiple of {needed}."
+                    f"Legal sizes of these axes together are {legal}; or use a {what} that is a multiple of "
+                    f"{needed}."
                 )
 
 
@@ -57,9 +58,9 @@ def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:
             ranks = prod(sharded.sizes)
             legal = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
             return (
-                f"no axis of {axis.size} ranks divides the batch of {batch} or any other dim of the model's matrix "
-                f"products: {ranks} devices would repeat each other's work. Use a batch that is a multiple of "
-                f"{axis.size}, or one of {legal} devices."
+                f"no axis of {axis.size} ranks divides the batch of {batch} or any other dim of the model's "
+                f"matrix products: {ranks} devices would repeat each other's work. Use a batch that is a "
+                f"multiple of {axis.size}, or one of {legal} devices."
             )
     return ""
 

@@ -44,7 +44,7 @@ def _settle(
     types = {segment.name: segment for segment in graph.types}
     grew = True
     while grew:
-        grew = any([_spread(operators[name], known) for name, known in inner.items()])
+        grew = sum(_spread(operators[name], known) for name, known in inner.items()) > 0
         for call in graph.calls:
             segment = types[call.type]
             pairs = (

@@ -115,7 +115,7 @@ def temporary_bytes(
 def gathered_bytes(
     graph: Graph, groups: tuple[ParameterGroup, ...], resting: Mapping[str, Layout], sizes: tuple[int, ...]
 ) -> int:
-    """Working set of the data-parallel engine: the root's parameters, two blocks, and one block's gradients."""
+    """Working set of the data-parallel engine: the root's parameters, two blocks, one block's gradients."""
     block_types = {call.type for call in graph.calls if call.module}
     root, by_type = 0, dict.fromkeys(block_types, 0)
     for group in groups:

@@ -1,4 +1,4 @@
-"""Axes named after what the chosen strategies do with them: ``tp``, ``cp``, ``dp_shard``, ``dp_replicate``."""
+"""Axes named after what the chosen strategies do: ``tp``, ``cp``, ``dp_shard``, ``dp_replicate``."""
 
 from __future__ import annotations
 

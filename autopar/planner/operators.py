@@ -1,4 +1,4 @@
-"""The operators of a model as the planner sees them: loop nests, block shardings and labels, mesh or no mesh."""
+"""The operators of a model as the planner sees them on any mesh: loop nests, block shardings and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search space as plain numbers for the solver: nodes are items, fans are tensors, usage is kept bytes."""
+"""The search space as plain numbers for the solver: nodes are items, fans tensors, usage kept bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From decisions alone to layouts, conversions and prices: the same road for a search's plan and a loaded one."""
+"""From decisions alone to layouts, conversions and prices, for a search's plan and for a loaded one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Realized:
     operators: dict[tuple[str, str], OperatorPrice]
     """One call of each operator, by (segment type, operator)."""
     upkeep_s: dict[str, float]
-    """Data-parallel traffic and optimizer of each parameter group, by its first name, all its members together."""
+    """Data-parallel traffic and optimizer of each parameter group, all its members, by its first name."""
     traffic_s: float
     """The part of it that is data-parallel gathers and sums."""
     operator_s: float

@@ -70,8 +70,8 @@ def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:
     for entry in plan.mesh:
         if not entry.axis.isidentifier() or entry.size < 2 or entry.parameters not in KINDS:
             raise PlanError(
-                f"mesh axis '{entry.axis}' of size {entry.size} with parameters '{entry.parameters}': an axis has a "
-                f"plain name, a size of at least 2, and parameters of {', '.join(KINDS)}."
+                f"mesh axis '{entry.axis}' of size {entry.size} with parameters '{entry.parameters}': an axis "
+                f"has a plain name, a size of at least 2, and parameters of {', '.join(KINDS)}."
             )
     if len({entry.axis for entry in plan.mesh}) != len(axes):
         raise PlanError("two axes of the plan's mesh have the same name.")
@@ -121,8 +121,9 @@ def _resting(
         if len(set(written.values())) > 1:
             other = next(name for name in group.names if written[name] != written[group.item.name])
             raise PlanError(
-                f"parameter {other} rests as '{written[other]}', {group.item.name} as '{written[group.item.name]}': "
-                "the same weight of repeated blocks rests alike. Change them together."
+                f"parameter {other} rests as '{written[other]}', {group.item.name} as "
+                f"'{written[group.item.name]}': the same weight of repeated blocks rests alike. "
+                "Change them together."
             )
         whole = resting_placement(group.value)
         layout = _layout(f"parameter {group.item.name}", written[group.item.name], names)
@@ -138,7 +139,8 @@ def _read_strategy(where: str, text: str, axes: tuple[str, ...]) -> tuple[str, .
         axis, separator, name = item.partition(":")
         if not separator or axis not in axes:
             raise PlanError(
-                f"operator {where}: strategy '{text}' names the axis '{axis}'; the mesh has {', '.join(axes) or 'none'}."
+                f"operator {where}: strategy '{text}' names the axis '{axis}'; "
+                f"the mesh has {', '.join(axes) or 'none'}."
             )
         factor, blocked, blocks = name.rpartition("x")
         chosen[axis] = f"{factor} x{blocks}" if blocked and blocks.isdigit() and factor else name

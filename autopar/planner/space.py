@@ -67,7 +67,7 @@ class Space:
 def search_space(
     graph: Graph, types: Mapping[str, PlannedType], prices: Prices, keep: Keep | None = None
 ) -> Space:
-    """All candidates of all items of ``graph`` on the mesh of ``prices``; of operators those ``keep`` keeps."""
+    """All candidates of all items of ``graph`` on a mesh; of operators those that ``keep`` keeps."""
     tensors, groups = tensors_of(graph), parameter_groups(graph)
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     items: dict[Item, tuple[Candidate, ...]] = {}
@@ -151,7 +151,7 @@ def _all_layouts(shape: tuple[int, ...], prices: Prices) -> tuple[Layout, ...]:
 def _resting_candidates(
     group: ParameterGroup, tensor: Tensor, items: Mapping[Item, tuple[Candidate, ...]], prices: Prices
 ) -> tuple[Candidate, ...]:
-    """Layouts at rest: on model axes as some use wants it, or replicated; on data axes the engine's business."""
+    """Layouts at rest: on model axes as some use wants it, or replicated; data axes are the engine's."""
     wanted = {candidate.operands[use.position] for use in tensor.uses for candidate in items[use.item]}
     whole = resting_placement(group.value)
     per_axis: list[list[Placement]] = []
@@ -174,7 +174,7 @@ def _add_boundaries(
     tensors: Iterable[Tensor],
     prices: Prices,
 ) -> None:
-    """Segment inputs may take any layout that their producers yield or their readers want, partial sums excepted."""
+    """Segment inputs take any layout that producers yield or readers want, partial sums excepted."""
     wanted: dict[Item, set[Layout]] = {}
     for tensor in tensors:
         boundaries = [use.item for use in tensor.uses if use.item.kind == "boundary"]

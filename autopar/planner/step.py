@@ -1,4 +1,4 @@
-"""Seconds of a training step: the critical path, and what sticks out of the data-parallel traffic beside it."""
+"""Seconds of a training step: the critical path, and what sticks out of data-parallel traffic beside it."""
 
 from __future__ import annotations
 

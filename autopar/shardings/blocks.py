@@ -1,4 +1,4 @@
-"""Which blocked shardings are worth having: blocks found where reshapes and slices need them, and spread from there.
+"""Which blocked shardings are worth having: found where reshapes and slices need them, and spread from there.
 
 A reshape that flattens (batch, sequence) makes "sequence in `batch` blocks" a sharding of the flat dim, and a
 fused q, k, v product makes "heads in 3 blocks" one. Such a sharding matters only between two operators that

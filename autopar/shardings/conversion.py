@@ -1,4 +1,4 @@
-"""Turning one layout into another: legal single-axis steps, their collectives, and the cheapest path of steps.
+"""Turning one layout into another: legal single-axis steps, their collectives, the cheapest path of steps.
 
 A step changes the placement on one axis by one collective forward and its conjugate backward. A conversion
 is the shortest path of such steps, so that an all-reduce over two axes becomes a reduce-scatter, a smaller
@@ -74,7 +74,7 @@ def _collectives(source: Placement, target: Placement) -> tuple[str, str] | None
 
 
 def _is_innermost(layout: Layout, axis: int) -> bool:
-    """True when no later axis cuts the same level of the same dim: only then is the step a plain collective."""
+    """True when no later axis cuts the same level of the same dim: only then is a step a plain collective."""
     mine = layout[axis]
     return not any(
         other.is_shard and (other.dim, other.blocks) == (mine.dim, mine.blocks)

@@ -1,7 +1,7 @@
 """Sharding rules as text: ``"… i, o i, o -> … o"``.
 
 Left of the arrow one group of factors per positional argument, right of it one per result. ``…`` stands for
-any number of leading dims, ``_`` for an argument that is no tensor, ``[h]`` for a factor that must stay whole.
+any number of leading dims, ``_`` for an argument that is no tensor, ``[h]`` for a factor that stays whole.
 A dim of size 1 where others have more is broadcast and belongs to no factor. Optional tensors may be absent.
 """
 

@@ -32,7 +32,7 @@ class Conversion:
 
     value: Value
     members: tuple[tuple[str, str], ...]
-    """(segment type, value name) of every tensor that is converted so; no type for values between segments."""
+    """(segment type, value name) of every tensor converted so; no type for values between segments."""
     source: Layout
     target: Layout
     steps: tuple[Step, ...]

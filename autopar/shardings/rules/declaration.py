@@ -1,4 +1,4 @@
-"""How a sharding rule is declared: as text for operators that are plain loop nests, as a function otherwise."""
+"""How a sharding rule is declared: as text for operators that are plain loop nests, else as a function."""
 
 from __future__ import annotations
 

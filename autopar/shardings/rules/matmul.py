@@ -1,4 +1,4 @@
-"""Sharding rules of matrix products and convolutions. A reduced factor that is sharded leaves a partial sum."""
+"""Sharding rules of matrix products and convolutions: sharding a reduced factor leaves a partial sum."""
 
 from __future__ import annotations
 

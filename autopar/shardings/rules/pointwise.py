@@ -1,4 +1,4 @@
-"""Sharding rules of elementwise operators: operands broadcast against the result, dim by dim from the right."""
+"""Sharding rules of elementwise operators: operands broadcast against the result, from the right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def broadcast_dims(shape: tuple[int, ...], result: tuple[int, ...]) -> tuple[Dim
 
 
 def _pointwise(linear: str) -> Rule:
-    """``linear`` says where partial sums pass: ``all`` operands together, ``each`` by itself, ``first`` or ``none``."""
+    """``linear`` says where partial sums pass: a ``sum`` of two, ``each`` alone, ``first`` or ``none``."""
 
     def loops(call: Call) -> Loops:
         result = call.result.shape
