@@ -70,8 +70,8 @@ def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:
     for entry in plan.mesh:
         if not entry.axis.isidentifier() or entry.size < 2 or entry.parameters not in KINDS:
             raise PlanError(
-                f"mesh axis '{entry.axis}' of size {entry.size} with parameters '{entry.parameters}': an axis "
-                f"has a plain name, a size of at least 2, and parameters of {', '.join(KINDS)}."
+                f"mesh axis '{entry.axis}' of size {entry.size} with parameters '{entry.parameters}': an "
+                f"axis has a plain name, a size of at least 2, and parameters of {', '.join(KINDS)}."
             )
     if len({entry.axis for entry in plan.mesh}) != len(axes):
         raise PlanError("two axes of the plan's mesh have the same name.")

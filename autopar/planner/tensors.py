@@ -16,7 +16,16 @@ from autopar.planner.saved import saved_by
 from autopar.shardings.calls import Call, references
 from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Placement
 
-__all__ = ["Item", "ParameterGroup", "Tensor", "Use", "full_name", "parameter_groups", "resting_placement", "tensors_of"]
+__all__ = [
+    "Item",
+    "ParameterGroup",
+    "Tensor",
+    "Use",
+    "full_name",
+    "parameter_groups",
+    "resting_placement",
+    "tensors_of",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -151,7 +160,9 @@ def tensors_of(graph: Graph) -> tuple[Tensor, ...]:
             if name in readers:
                 value, count = segment.values[name], calls[segment.name]
                 members = ((segment.name, name),)
-                tensors.append(Tensor(value, item, result, tuple(readers[name]), count, members, name in kept))
+                tensors.append(
+                    Tensor(value, item, result, tuple(readers[name]), count, members, name in kept)
+                )
     for group in parameter_groups(graph):
         uses = tuple(
             use for type_name, name in group.places for use in _uses_within(types[type_name]).get(name, ())
@@ -166,9 +177,9 @@ def _outer_tensors(graph: Graph, types: dict[str, SegmentType]) -> list[Tensor]:
         graph_input.value.name: (Item("input", "", graph_input.value.name), 0) for graph_input in graph.inputs
     }
     used: dict[str, dict[Use, None]] = {}
+    producers_by_type = {name: _producers_within(segment) for name, segment in types.items()}
     for call in graph.calls:
-        segment = types[call.type]
-        producers = _producers_within(segment)
+        segment, producers = types[call.type], producers_by_type[call.type]
         for outside, inside in zip(call.results, segment.outputs, strict=True):
             made[outside] = producers[inside]
         for outside, inside in zip(call.arguments, segment.inputs, strict=True):
