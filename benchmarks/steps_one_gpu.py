@@ -55,7 +55,7 @@ class Size:
     kv_heads: int = 0
     ffn: int = 0
 
-    def build(self, seq: int) -> nn.Module:
+    def build(self, seq: int) -> GPT | Llama:
         """The model with random parameters, on the default device."""
         if self.family == "gpt":
             return GPT(GPTConfig(self.layers, self.hidden, self.heads, self.vocab, context=seq))
@@ -201,7 +201,7 @@ def _as_is(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def embed(model: nn.Module, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def embed(model: GPT | Llama, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Embedded tokens ``[batch, seq, hidden]``, and what every block takes besides."""
     if isinstance(model, GPT):
         return model.tokens(tokens) + model.positions(torch.arange(tokens.shape[1], device=tokens.device)), ()

@@ -11,7 +11,7 @@ from cost_models.device import Device
 from cost_models.profiles import Profile
 from cost_models.topology import Link
 
-__all__ = ["format_profile"]
+__all__ = ["format_curve", "format_profile"]
 
 _FIGURES = (
     "memory_bytes",
@@ -48,6 +48,11 @@ def format_profile(profile: Profile, *, comment: str = "every figure carries its
     )
 
 
+def format_curve(section: str, curve: Any) -> str:
+    """One curve as the table ``section`` of a profile."""
+    return "\n".join([f"\n[{section}]", *_entries(curve)])
+
+
 def _figures(device: Device) -> Iterable[str]:
     yield "\n[figures]"
     for name in _FIGURES:
@@ -67,8 +72,7 @@ def _figure(name: str, value: float, source: str) -> str:
 
 def _curves(section: str, curves: Mapping[str, Any]) -> Iterable[str]:
     for name, curve in curves.items():
-        yield f"\n[{section}.{name}]"
-        yield from _entries(curve)
+        yield format_curve(f"{section}.{name}", curve)
 
 
 def _link(section: str, link: Link) -> Iterable[str]:

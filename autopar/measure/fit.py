@@ -38,6 +38,8 @@ EMPTY_KERNEL = "empty kernel"
 """Name of the reading of an almost empty kernel in a filled queue."""
 CPU_TILES = ((8, 8),)
 LEAST_READINGS = 2
+LEAST_BEYOND_CACHES_BYTES = 2**27
+"""Moved bytes from which on a GPU's caches do not make a kernel look faster than its memory."""
 ASSUMED_LINK = Link("unknown", 1e-5, 1e10, "assumed: neither measured nor known for this device")
 
 
@@ -114,6 +116,7 @@ def _peak_bandwidth(readings: Readings, base: Profile | None) -> tuple[float, st
         (reading.work.moved_bytes / reading.seconds, f"{facts.source}: {reading.name}")
         for reading in readings.operators
         if reading.work.family in ("copy", "elementwise", "reduction")
+        and (facts.kind == "cpu" or reading.work.moved_bytes >= LEAST_BEYOND_CACHES_BYTES)
     ]
     if base:
         candidates.append((base.device.memory_bytes_per_s, base.device.sources["memory_bytes_per_s"]))

@@ -102,13 +102,10 @@ def _forward_backward(
     """Seconds of one forward and of one backward, per sample of ``CALLS`` calls."""
     gradient, weights = torch.randn_like(function().detach()), tuple(module.parameters())
     forward_s, backward_s = [], []
+    results: list[Tensor] = []
     for _ in range(samples + WARM_UP_SAMPLES):
-        results: list[Tensor] = []
-        forward_s.append(_timed(device, lambda into=results: into.append(function())))
-        left = iter(results)
-        backward_s.append(
-            _timed(device, lambda left=left: torch.autograd.grad(next(left), weights, gradient))
-        )
+        forward_s.append(_timed(device, lambda: results.append(function())))
+        backward_s.append(_timed(device, lambda: torch.autograd.grad(results.pop(), weights, gradient)))
     return forward_s[WARM_UP_SAMPLES:], backward_s[WARM_UP_SAMPLES:]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -41,16 +41,21 @@ def linear_cases(device: torch.device, dtype: str, *, is_quick: bool) -> list[Ca
 
 def _shapes(device: torch.device, dtype: str, is_quick: bool) -> Iterator[tuple[int, int, int]]:
     """(tokens, in, out) of the grid."""
-    if device.type != "cuda":
-        limit, blocks, heads, cubes = SMALL_MOST_FLOPS, (SMALL_TOKENS, SMALL_FEATURES), ((), ()), CUBES[:3]
+    sides: Sequence[int]
+    if device.type == "cuda":
+        limit, sides = MOST_FLOPS[dtype], CUBES
+        layers = _grid(TOKENS, FEATURES) + _grid(HEAD_TOKENS, HEAD_FEATURES)
     else:
-        limit = MOST_FLOPS[dtype]
-        blocks, heads, cubes = (TOKENS, FEATURES), (HEAD_TOKENS, HEAD_FEATURES), CUBES
-    step = 3 if is_quick else 1
-    layers = [(tokens, *sizes) for tokens in blocks[0] for sizes in blocks[1]]
-    layers += [(tokens, *sizes) for tokens in heads[0] for sizes in heads[1]]
-    yield from ((side, side, side) for side in cubes if 2.0 * side**3 <= limit)
-    yield from (shape for shape in layers[::step] if 2.0 * shape[0] * shape[1] * shape[2] <= limit)
+        limit, sides = SMALL_MOST_FLOPS, CUBES[:3]
+        layers = _grid(SMALL_TOKENS, SMALL_FEATURES)
+    chosen = [(side, side, side) for side in sides] + layers[:: 3 if is_quick else 1]
+    for shape in chosen:
+        if 2.0 * shape[0] * shape[1] * shape[2] <= limit:
+            yield shape
+
+
+def _grid(tokens: Sequence[int], features: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    return [(count, rows, columns) for count in tokens for rows, columns in features]
 
 
 def _layer_cases(device: torch.device, dtype: str, tokens: int, rows: int, columns: int) -> Iterator[Case]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -112,25 +112,16 @@ def _pointwise(device: torch.device, tokens: int, width: int) -> Iterator[Case]:
     elements = tokens * width
     wide = functools.partial(_random, device, tokens, width, torch.float32)
     narrow = functools.partial(_random, device, tokens, width)
-    makers = (narrow, narrow)
-    yield _plain_case(
-        "sum", _add, makers, Work("elementwise", 0.0, 4 * elements, 2 * elements, "bfloat16"), device
-    )
-    makers = (wide, narrow)
-    yield _plain_case(
-        "mixed sum", _add, makers, Work("elementwise", 0.0, 6 * elements, 4 * elements, "float32"), device
-    )
-    makers = (wide,)
-    yield _plain_case(
-        "cast", _narrow, makers, Work("copy", 0.0, 4 * elements, 2 * elements, "bfloat16"), device
-    )
-    makers = (narrow,)
-    yield _plain_case(
-        "copy", _copy, makers, Work("copy", 0.0, 2 * elements, 2 * elements, "bfloat16"), device
-    )
-    yield _plain_case(
-        "column sum", _column_sum, makers, Work("reduction", 0.0, 2 * elements, 0.0, "bfloat16"), device
-    )
+    size = f"{tokens}×{width}"
+    for name, function, makers, family, read, written in (
+        ("sum", _add, (narrow, narrow), "elementwise", 4, 2),
+        ("mixed sum", _add, (wide, narrow), "elementwise", 6, 4),
+        ("cast", _narrow, (wide,), "copy", 4, 2),
+        ("copy", _copy, (narrow,), "copy", 2, 2),
+        ("column sum", _column_sum, (narrow,), "reduction", 2, 0),
+    ):
+        work = Work(family, 0.0, read * elements, written * elements, "bfloat16")
+        yield _plain_case(f"{name} {size}", compiled(function, device), makers, work)
 
 
 def _add(x: Tensor, y: Tensor) -> Tensor:
@@ -149,15 +140,12 @@ def _column_sum(x: Tensor) -> Tensor:
     return x.sum(0)
 
 
-def _plain_case(
-    name: str, function: Function, makers: Sequence[Callable[[], Tensor]], work: Work, device: torch.device
-) -> Case:
+def _plain_case(name: str, function: Function, makers: tuple[Callable[[], Tensor], ...], work: Work) -> Case:
     repeats = repeats_for(work, MOST_REPEATS)
 
     def prepare() -> tuple[Pass, ...]:
         sets = [tuple(make() for make in makers) for _ in range(repeats)]
-        shape = "×".join(map(str, sets[0][0].shape))
-        return (plain(f"{name} {shape}", compiled(function, device), sets, work),)
+        return (plain(name, function, sets, work),)
 
     return Case(name, repeats * work.moved_bytes, prepare)
 
