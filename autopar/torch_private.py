@@ -197,7 +197,7 @@ def flash_causal_lower_right(
 
 
 def recompilations_allowed(limit: int) -> Any:
-    """Return a context in which one function may be compiled for ``limit`` shapes (``torch._dynamo.config``)."""
+    """Return a context in which a function may be compiled for ``limit`` shapes (``torch._dynamo``)."""
     import torch._dynamo.config
 
     return torch._dynamo.config.patch(recompile_limit=limit, accumulated_recompile_limit=4 * limit)
