@@ -13,6 +13,8 @@ from autopar.errors import PlanError
 
 if TYPE_CHECKING:
     from autopar.plan.schema import Plan
+    from autopar.planning import PlanOptions
+    from cost_models.cluster import Cluster
 
 __all__ = ["plan"]
 
@@ -49,35 +51,28 @@ def plan(
     memory_bytes = parse_bytes(memory) if memory is not None else None
     if output is not None and not output.parent.is_dir():
         raise PlanError(f"the plan cannot be written to {output}: there is no folder {output.parent}.")
-    log(f"building {model} on the meta device")
-    found = _plan(model, cluster, global_batch, seq_len, optimizer, precision, memory_bytes, pin)
-    _write(found, output, as_json=json)
-
-
-def _plan(
-    model: str,
-    cluster: str,
-    global_batch: int | None,
-    seq_len: int | None,
-    optimizer: str,
-    precision: str,
-    memory_bytes: int | None,
-    pins: str,
-) -> Plan:
     from autopar.clusters import cluster_named
-    from autopar.models import parse_model
-    from autopar.planning import PlanOptions, plan_model
+    from autopar.planning import PlanOptions
 
-    options = PlanOptions(pins, memory_bytes, optimizer, precision, source=model)
     devices = cluster_named(cluster)
-    source = parse_model(model)
+    options = PlanOptions(pin, memory_bytes, optimizer, precision, source=model)
+    found = _plan(devices, options, global_batch, seq_len)
+    _write(found, devices, output, as_json=json)
+
+
+def _plan(cluster: Cluster, options: PlanOptions, global_batch: int | None, seq_len: int | None) -> Plan:
+    from autopar.models import parse_model
+    from autopar.planning import plan_model
+
+    source = parse_model(options.source)
+    log(f"building {options.source} on the meta device")
     with only_results_on_stdout():
         built = source.build(global_batch=global_batch, seq_len=seq_len)
-        log(f"capturing it, and searching the meshes of {devices.name}")
-        return plan_model(built.module, built.args, built.kwargs, devices, options)
+        log(f"capturing it, and searching the meshes of {cluster.name}")
+        return plan_model(built.module, built.args, built.kwargs, cluster, options)
 
 
-def _write(found: Plan, output: Path | None, *, as_json: bool) -> None:
+def _write(found: Plan, cluster: Cluster, output: Path | None, *, as_json: bool) -> None:
     from autopar.plan.files import format_plan, write_plan
 
     if output is not None:
@@ -87,7 +82,7 @@ def _write(found: Plan, output: Path | None, *, as_json: bool) -> None:
         return
     from autopar.report.text import summary
 
-    print_result(summary(found))
+    print_result(summary(found, cluster=cluster))
     if output is None:
         log("the plan is not saved: add -o plan.json to keep it, or --json to print it")
     else:

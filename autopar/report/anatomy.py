@@ -15,6 +15,7 @@ from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized
 from autopar.planner.restore import restore
 from autopar.shardings.sharded import ShardedGraph
+from cost_models.cluster import Cluster
 
 __all__ = ["ROLES", "Anatomy", "anatomy"]
 
@@ -88,9 +89,9 @@ class Anatomy:
         return FEATURES
 
 
-def anatomy(plan: Plan) -> Anatomy:
-    """Opens a plan. Raises ``PlanError`` for one that does not hang together."""
-    cluster = cluster_of_plan(plan)
+def anatomy(plan: Plan, cluster: Cluster | None = None) -> Anatomy:
+    """Opens a plan made for ``cluster``, by default the one it names. Raises ``PlanError`` if it is broken."""
+    cluster = cluster or cluster_of_plan(plan)
     updated, realized = restore(plan, cluster)
     axes = tuple(MeshAxis(axis.size, axis.kind) for axis in realized.sharded.axes)
     return Anatomy(updated, realized, Prices(cluster, axes), planned_types(realized.sharded.graph))

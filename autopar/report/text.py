@@ -16,6 +16,7 @@ from autopar.plan.schema import MemoryEntry, OperatorEntry, Plan, SegmentTypeEnt
 from autopar.report.anatomy import NOTHING, PARTIAL, ROLES, Anatomy, anatomy
 from autopar.report.communication import SILENT, Exchange, exchanges
 from autopar.report.units import plain, show_bytes, show_count, show_flops, show_seconds, show_share
+from cost_models.cluster import Cluster
 
 __all__ = ["MEMORY_CATEGORIES", "summary"]
 
@@ -47,9 +48,9 @@ ROLE_STYLES = {
 }
 
 
-def summary(plan: Plan, *, is_full: bool = False) -> RenderableType:
+def summary(plan: Plan, *, cluster: Cluster | None = None, is_full: bool = False) -> RenderableType:
     """The whole plan, laid out; every operator if ``is_full``. Raises ``PlanError`` for a broken plan."""
-    opened = anatomy(plan)
+    opened = anatomy(plan, cluster)
     return Group(
         _headline(opened),
         Rule("What each axis does", align="left", style="dim"),

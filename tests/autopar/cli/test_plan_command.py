@@ -135,3 +135,11 @@ def test_misuse_exits_with_2(capsys: pytest.CaptureFixture[str], arguments: tupl
     assert done.code == 2
     assert done.out == ""
     assert "Traceback" not in done.err
+
+
+def test_a_cluster_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "pair.toml"
+    path.write_text('device = "h100"\nname = "pair"\nnodes = 1\ndevices_per_node = 2\n')
+    done = run_command(capsys, "plan", GPT, "--cluster", path, "--seq-len", 8)
+    assert done.code == 0, done.err
+    assert "on pair" in done.out
