@@ -20,7 +20,7 @@ GB = 10**9
 
 
 def check_batch(graph: Graph, pins: Pins) -> None:
-    """Raise ``InfeasiblePlanError`` unless pinned data axes divide the batch and context axes the sequence."""
+    """Raise ``InfeasiblePlanError`` unless pinned data axes divide the batch, context axes the sequence."""
     ways = {
         "batch": prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard")),
         "sequence": pins.sizes.get("cp", 1),

@@ -9,18 +9,20 @@ from autopar.shardings.rules.declaration import Rule
 __all__ = ["RULES"]
 
 
-def _reduced_dims(call: Call, rank: int) -> frozenset[int]:
-    dims = call.argument(1, "dim", None)
+def _reduced_dims(call: Call, position: int, rank: int) -> frozenset[int]:
+    dims = call.argument(position, "dim", None)
     if dims is None or dims == ():
         return frozenset(range(rank))
     listed = dims if isinstance(dims, tuple) else (dims,)
     return frozenset(dim % rank for dim in listed if isinstance(dim, int))
 
 
-def _reduction(*, is_mean: bool, is_sum: bool = True, takes_dims: bool = True) -> Rule:
+def _reduction(*, is_mean: bool, is_sum: bool = True, takes_dims: bool = True, position: int = 1) -> Rule:
+    """``position`` is where the call passes its dims."""
+
     def loops(call: Call) -> Loops:
         shape = call.operands[0].shape
-        reduced = _reduced_dims(call, len(shape)) if takes_dims else frozenset(range(len(shape)))
+        reduced = _reduced_dims(call, position, len(shape)) if takes_dims else frozenset(range(len(shape)))
         keeps_dims = len(call.result.shape) == len(shape) and bool(shape)
         operand: list[Dim] = []
         result: list[Dim] = []
@@ -57,4 +59,5 @@ RULES: dict[str, Rule] = {
     "aten.any.dim": _OTHER,
     "aten.all.dim": _OTHER,
     "aten.argmax.default": _OTHER,
+    "aten.linalg_vector_norm.default": _reduction(is_mean=False, is_sum=False, position=2),
 }

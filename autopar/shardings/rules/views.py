@@ -109,6 +109,12 @@ def _expand(call: Call) -> Loops:
     return _moves((operand,), (tuple(_plain(len(target))),))
 
 
+def _expand_as(call: Call) -> Loops:
+    """The second operand gives its shape alone, and is sharded as the result."""
+    expanded = _expand(call)
+    return _moves((*expanded.operands, *expanded.results), expanded.results)
+
+
 def _select(call: Call) -> Loops:
     rank = len(call.operands[0].shape)
     along = call.dim(1, "dim", rank)
@@ -214,6 +220,7 @@ RULES: dict[str, Rule] = {
     "aten.t.default": _t,
     "aten.permute.default": _permute,
     "aten.expand.default": _expand,
+    "aten.expand_as.default": _expand_as,
     "aten.select.int": _select,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _slice,

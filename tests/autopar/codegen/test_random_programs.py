@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +20,10 @@ from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, realize
 from autopar.planner.search import Model
-from autopar.planner.space import Candidate, Space, search_space
-from autopar.planner.tensors import Item
-from autopar.shardings.placement import Layout
+from autopar.planner.space import Space, search_space
 from tests.autopar.codegen.running import relative_errors, train_once
 from tests.autopar.parity import MODELS
-from tests.autopar.planner.planning_cases import built_model, graph_of_model
+from tests.autopar.planner.planning_cases import built_model, graph_of_model, random_choice
 
 MESHES = {
     "2 model": (MeshAxis(2, MODEL),),
@@ -58,37 +55,9 @@ def _space(model: str, mesh: str) -> tuple[Model, Space]:
     return planned, search_space(planned.graph, planned.types, prices)
 
 
-def _random_choice(space: Space, rng: random.Random) -> tuple[int, ...]:
-    """A candidate of every item that its producers' layouts can be converted to, drawn in execution order."""
-    chosen: dict[Item, int] = {}
-    reads: dict[tuple[Item, int], Any] = {
-        (use.item, use.position): tensor for tensor in space.tensors for use in tensor.uses
-    }
-
-    def is_reachable(item: Item, candidate: Candidate) -> bool:
-        return all(
-            _arrives(space, reads[item, position], chosen, wanted)
-            for position, wanted in enumerate(candidate.operands)
-            if (item, position) in reads and reads[item, position].producer in chosen
-        )
-
-    order = sorted(space.items, key=lambda item: item.kind in ("operator", "output"))
-    for item in order:
-        candidates = space.items[item]
-        legal = [place for place, each in enumerate(candidates) if is_reachable(item, each)]
-        chosen[item] = rng.choice(legal)
-    return tuple(chosen[item] for item in space.items)
-
-
-def _arrives(space: Space, tensor: Any, chosen: dict[Item, int], wanted: Layout) -> bool:
-    made = space.items[tensor.producer][chosen[tensor.producer]].results[tensor.result]
-    table = space.prices.table(tensor.value, space.layouts(tensor))
-    return bool(np.isfinite(table.seconds[table.index(made), table.index(wanted)]))
-
-
 def _random_plan(model: str, mesh: str, seed: int) -> Realized:
     planned, space = _space(model, mesh)
-    decisions = decisions_of(space.items, _random_choice(space, random.Random(f"{model} {mesh} {seed}")))
+    decisions = decisions_of(space.items, random_choice(space, random.Random(f"{model} {mesh} {seed}")))
     return realize(planned.graph, planned.types, NAMES[: len(MESHES[mesh])], decisions, space.prices)
 
 

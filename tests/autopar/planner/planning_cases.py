@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,9 +18,12 @@ from autopar.plan.schema import Plan
 from autopar.planner.assemble import Question, make_plan
 from autopar.planner.pins import parse_pins
 from autopar.planner.search import Found, Options, search
+from autopar.planner.space import Candidate, Space
+from autopar.planner.tensors import Item, Tensor
+from autopar.shardings.placement import Layout
 from tests.autopar.parity import MODELS
 
-__all__ = ["MODELS", "built_model", "found", "graph_of_model", "plan_of", "plan_of_found"]
+__all__ = ["MODELS", "built_model", "found", "graph_of_model", "plan_of", "plan_of_found", "random_choice"]
 
 BATCH, SEQ_LEN = 8, 16
 
@@ -61,3 +66,31 @@ def plan_of_found(answer: Found, model: str, cluster: str, batch: int = BATCH) -
 def plan_of(model: str, cluster: str, pins: str = "") -> Plan:
     """The best plan."""
     return plan_of_found(found(model, cluster, pins), model, cluster)
+
+
+def random_choice(space: Space, rng: random.Random) -> tuple[int, ...]:
+    """A candidate of every item that its producers' layouts can be converted to, drawn in execution order."""
+    chosen: dict[Item, int] = {}
+    reads: dict[tuple[Item, int], Tensor] = {
+        (use.item, use.position): tensor for tensor in space.tensors for use in tensor.uses
+    }
+
+    def is_reachable(item: Item, candidate: Candidate) -> bool:
+        return all(
+            _arrives(space, reads[item, position], chosen, wanted)
+            for position, wanted in enumerate(candidate.operands)
+            if (item, position) in reads and reads[item, position].producer in chosen
+        )
+
+    order = sorted(space.items, key=lambda item: item.kind in ("operator", "output"))
+    for item in order:
+        candidates = space.items[item]
+        legal = [place for place, each in enumerate(candidates) if is_reachable(item, each)]
+        chosen[item] = rng.choice(legal)
+    return tuple(chosen[item] for item in space.items)
+
+
+def _arrives(space: Space, tensor: Tensor, chosen: dict[Item, int], wanted: Layout) -> bool:
+    made = space.items[tensor.producer][chosen[tensor.producer]].results[tensor.result]
+    table = space.prices.table(tensor.value, space.layouts(tensor))
+    return bool(np.isfinite(table.seconds[table.index(made), table.index(wanted)]))

@@ -329,6 +329,11 @@ def _argmax(draw: Draw) -> Arguments:
     return draw.random.choice([(x,), (x, 1), (x, -1, True)])
 
 
+def _vector_norm(draw: Draw) -> Arguments:
+    x, order = draw.normal(*draw.shape(3)), draw.random.choice([2, 2.0, 1, 3.0])
+    return draw.random.choice([(x, order, [-1], True), (x, order, [0, 1]), (x, order)])
+
+
 _RESHAPES = [
     ((12, 24), (288,)),
     ((288, 4), (12, 24, 4)),
@@ -381,6 +386,12 @@ def _expand(draw: Draw) -> Arguments:
     return draw.random.choice(
         [(draw.normal(1, b), [a, b]), (draw.normal(b), [a, -1]), (draw.normal(a, 1, b), [-1, 6, -1])]
     )
+
+
+def _expand_as(draw: Draw) -> Arguments:
+    a, b = draw.even(), draw.even()
+    y = draw.normal(a, b)
+    return draw.random.choice([(draw.normal(1, b), y), (draw.normal(b), y), (draw.normal(a, 1), y)])
 
 
 def _select(draw: Draw) -> Arguments:
@@ -559,6 +570,7 @@ SAMPLES: dict[str, Sampler] = {
     "aten.any.dim": _truth,
     "aten.all.dim": _truth,
     "aten.argmax.default": _argmax,
+    "aten.linalg_vector_norm.default": _vector_norm,
     **{f"aten.{name}.default": _reshape for name in ("view", "reshape", "_unsafe_view")},
     "aten.flatten.using_ints": _flatten,
     "aten.unflatten.int": _unflatten,
@@ -570,6 +582,7 @@ SAMPLES: dict[str, Sampler] = {
     "aten.t.default": lambda draw: (draw.normal(*draw.shape(draw.random.choice([1, 2]))),),
     "aten.permute.default": _permute,
     "aten.expand.default": _expand,
+    "aten.expand_as.default": _expand_as,
     "aten.select.int": _select,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
