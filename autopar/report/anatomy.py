@@ -90,7 +90,7 @@ class Anatomy:
 
 
 def anatomy(plan: Plan, cluster: Cluster | None = None) -> Anatomy:
-    """Opens a plan made for ``cluster``, by default the one it names. Raises ``PlanError`` if it is broken."""
+    """Opens a plan made for ``cluster``, by default the one it names. Raises ``PlanError`` if broken."""
     cluster = cluster or cluster_of_plan(plan)
     updated, realized = restore(plan, cluster)
     axes = tuple(MeshAxis(axis.size, axis.kind) for axis in realized.sharded.axes)
