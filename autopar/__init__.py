@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from autopar._version import __version__
 
 if TYPE_CHECKING:
-    from autopar.parallelize import Parallel, parallelize
+    from autopar.parallel import Parallel, parallelize
     from autopar.plan.files import read_plan, write_plan
     from autopar.plan.schema import Plan
 
 __all__ = ["Parallel", "Plan", "__version__", "parallelize", "read_plan", "write_plan"]
 
 _HOMES = {
-    "Parallel": "autopar.parallelize",
+    "Parallel": "autopar.parallel",
     "Plan": "autopar.plan.schema",
-    "parallelize": "autopar.parallelize",
+    "parallelize": "autopar.parallel",
     "read_plan": "autopar.plan.files",
     "write_plan": "autopar.plan.files",
 }

@@ -14,7 +14,7 @@ from torch import nn
 from autopar.capture import capture
 from autopar.cli.memory_meter import MemoryMeter, memory_meter
 from autopar.cli.request import Request, build_source
-from autopar.parallelize import parallelize
+from autopar.parallel import parallelize
 
 __all__ = ["Trained", "train"]
 

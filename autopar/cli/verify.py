@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autopar.cli.outcome import Verification
 from autopar.cli.request import Request, build_source
-from autopar.parallelize import parallelize
+from autopar.parallel import parallelize
 from autopar.plan.schema import Plan
 
 __all__ = ["gradient_errors", "verify"]
