@@ -46,7 +46,8 @@ class AxisChoice:
     """What a strategy does on one axis, and the placements that follow."""
 
     name: str
-    """The factor (``o``, ``o x3`` in blocks), or ``-``, ``grad``, ``sum``."""
+    """The factor (``o``, ``o x3`` in blocks), or ``-``, ``grad``, ``sum``; ``sum0``, ``sum1`` where each
+    of several operands may be the partial one."""
     operands: tuple[Placement, ...]
     results: tuple[Placement, ...]
     factor: str = ""
@@ -116,7 +117,8 @@ def axis_choices(call: Call, loops: Loops | None, table: BlockTable) -> tuple[Ax
             choices.append(_factor_choice(loops, factor, blocks))
     for linear in loops.linear:
         operands = tuple(PARTIAL if position in linear else REPLICATE_PARTIAL for position in range(reads))
-        choices.append(AxisChoice(SUM, operands, (PARTIAL,) * makes))
+        which = "".join(map(str, sorted(linear))) if len(loops.linear) > 1 else ""
+        choices.append(AxisChoice(SUM + which, operands, (PARTIAL,) * makes))
     return tuple(choices)
 
 
