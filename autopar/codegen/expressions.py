@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from autopar.capture.graph import Argument, Symbol
-from autopar.codegen.text import literal, target_parts
+from autopar.codegen.text import atom, literal, target_parts
 from autopar.shardings.calls import Call
 from autopar.shardings.placement import Layout, local_shape
 from autopar.shardings.rules import loops_of
@@ -94,7 +94,7 @@ def _scaled(site: Site, written: str) -> str:
         )
         if factor and placement.kind == "P"
     )
-    return f"{written} / {ways}" if ways > 1 else written
+    return f"{atom(written)} / {ways}" if ways > 1 else written
 
 
 def _plain(site: Site) -> str:
@@ -115,14 +115,9 @@ def _infix(symbol: str) -> Writer:
         if site.call.operator.keywords or len(site.call.operator.arguments) != 2:
             return _plain(site)
         left, right = (site.text(argument) for argument in site.call.operator.arguments)
-        return f"{_atom(left)} {symbol} {_atom(right)}"
+        return f"{atom(left)} {symbol} {atom(right)}"
 
     return write
-
-
-def _atom(text: str) -> str:
-    """Negative numbers in parentheses; everything else that we write as an operand is a name or a call."""
-    return f"({text})" if text.startswith("-") else text
 
 
 def _function(prefix: str) -> Writer:
@@ -146,21 +141,21 @@ def _method(name: str) -> Writer:
         rest += [
             f"{key}={site.text(value)}" for key, value in site.call.operator.keywords if value is not None
         ]
-        return f"{first}.{name}({', '.join(rest)})"
+        return f"{atom(first)}.{name}({', '.join(rest)})"
 
     return write
 
 
 def _negate(site: Site) -> str:
-    return f"-{site.operand(0)}"
+    return f"-{atom(site.operand(0))}"
 
 
 def _reshape(site: Site) -> str:
-    return f"{site.operand(0)}.reshape({_sizes(site.result_shape())})"
+    return f"{atom(site.operand(0))}.reshape({_sizes(site.result_shape())})"
 
 
 def _expand(site: Site) -> str:
-    return f"{site.operand(0)}.expand({_sizes(site.result_shape())})"
+    return f"{atom(site.operand(0))}.expand({_sizes(site.result_shape())})"
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
@@ -183,12 +178,12 @@ def _slice(site: Site) -> str:
         if dim <= trailing
         else ", ".join(["...", window] + [":"] * trailing)
     )
-    return f"{site.operand(0)}[{where}]"
+    return f"{atom(site.operand(0))}[{where}]"
 
 
 def _select(site: Site) -> str:
     dim, index = site.call.dim(1, "dim", len(site.call.operands[0].shape)), site.call.argument(2, "index", 0)
-    return f"{site.operand(0)}[{', '.join([':'] * dim + [str(index)])}]"
+    return f"{atom(site.operand(0))}[{', '.join([':'] * dim + [str(index)])}]"
 
 
 def _split(site: Site) -> str:
@@ -198,7 +193,7 @@ def _split(site: Site) -> str:
         if value is None:
             return _unsplit(site, dim)
         sizes.append(site.result_shape(position)[dim])
-    return f"{site.operand(0)}.split({sizes}, dim={dim})"
+    return f"{atom(site.operand(0))}.split({sizes}, dim={dim})"
 
 
 def _unsplit(site: Site, dim: int) -> str:
@@ -206,15 +201,15 @@ def _unsplit(site: Site, dim: int) -> str:
     sizes = site.call.argument(1, "split_size", None)
     local, whole = site.operand_shape(0)[dim], site.call.operands[0].shape[dim]
     if "chunk" in site.call.operator.target:
-        return f"{site.operand(0)}.chunk({sizes}, dim={dim})"
+        return f"{atom(site.operand(0))}.chunk({sizes}, dim={dim})"
     scaled = [size * local // whole for size in sizes] if isinstance(sizes, tuple) else sizes * local // whole  # type: ignore[operator]
-    return f"{site.operand(0)}.split({scaled}, dim={dim})"
+    return f"{atom(site.operand(0))}.split({scaled}, dim={dim})"
 
 
 def _to(site: Site) -> str:
     arguments = (*site.call.operator.arguments[1:], *(value for _, value in site.call.operator.keywords))
     wanted = [site.text(a) for a in arguments if isinstance(a, Symbol) and a.kind in ("dtype", "device")]
-    return f"{site.operand(0)}.to({', '.join(wanted)})" if wanted else site.operand(0)
+    return f"{atom(site.operand(0))}.to({', '.join(wanted)})" if wanted else site.operand(0)
 
 
 def _linear(site: Site) -> str:

@@ -1,4 +1,4 @@
-"""The whole program: a class per block type, a root that chains them, tables of parameters and inputs, ``build``."""
+"""A whole program: its tables, a class per block type, a root that chains them, and ``build``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from autopar.capture.graph import SegmentCall, SegmentType
 from autopar.codegen.lines import Line, layout_lines
 from autopar.codegen.segment import Scope, SegmentWriter
-from autopar.codegen.text import attribute, comment, identifier, quoted
+from autopar.codegen.tables import blocks_table, program_tables
+from autopar.codegen.text import attribute, comment, identifier
 from autopar.planner.tensors import full_name
-from autopar.shardings.placement import REPLICATE, Layout, format_layout, local_shape
+from autopar.shardings.placement import REPLICATE, Layout, local_shape
 from autopar.shardings.sharded import ShardedGraph
 
 __all__ = ["program_source"]
@@ -35,11 +36,11 @@ def program_source(sharded: ShardedGraph, title: str) -> str:
     parts = [
         _header(title, sharded),
         _imports(functions),
-        _tables(sharded),
+        program_tables(sharded),
         *(_class(function) for function in functions),
         _build(sharded),
     ]
-    return "\n".join(parts)
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def _is_block(sharded: ShardedGraph, segment: SegmentType) -> bool:
@@ -70,7 +71,7 @@ def _block(sharded: ShardedGraph, segment: SegmentType) -> _Function:
 def _reserved(sharded: ShardedGraph) -> set[str]:
     """Names that a forward must not use for its own values."""
     runtime = "all_gather all_reduce all_to_all attention cross_entropy embedding local reduce_scatter shard"
-    others = "self torch nn F sum_gradient share_gradient block"
+    others = "self torch nn F float sum_gradient share_gradient block"
     return {*sharded.axis_names, *runtime.split(), *others.split()}
 
 
@@ -202,7 +203,8 @@ class _Root:
         inputs = self.types[first.type].inputs
         place = next(p for p, name in enumerate(second.arguments) if name == first.results[0])
         start = arguments[inputs[place]]
-        carried = self.scope.fresh(inputs[place])
+        is_free = start.isidentifier() and self._readers(first.arguments[place]) == 1
+        carried = start if is_free else self.scope.fresh(inputs[place])
         arguments[inputs[place]] = carried
         parent, _, index = first.module.rpartition(".")
         blocks = attribute("self", parent)
@@ -239,128 +241,31 @@ def _is_next(before: str, after: str) -> bool:
 def _header(title: str, sharded: ShardedGraph) -> str:
     axes = ", ".join(f"{axis.name} {axis.size}" for axis in sharded.axes) or "one device"
     safe = comment(title).replace("\\", "/").replace('"""', "'''")
-    return (
-        f'"""{safe}\n\nMesh: {axes}. Shapes in comments are local: what one rank holds. Collectives are explicit and carry their\n'
-        'gradient\'s collective with them. Made by autopar; change the plan rather than this file.\n"""\n'
-    )
+    return _HEADER.format(title=safe, axes=axes)
+
+
+_HEADER = '''"""{title}
+
+Mesh: {axes}. Shapes in comments are local: what one rank holds. Collectives are explicit and
+carry their gradient's collective with them. Made by autopar; change the plan rather than this file.
+"""
+'''
+
+_IMPORTS = """from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from autopar.runtime import (
+{names})
+"""
 
 
 def _imports(functions: Iterable[_Function]) -> str:
     used = set().union(*(function.scope.runtime for function in functions))
     names = sorted({*used, *_BUILD_NAMES}, key=lambda name: (not name[0].isupper(), name))
-    listed = "".join(f"    {name},\n" for name in names)
-    return (
-        "from __future__ import annotations\n\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n\n"
-        f"from autopar.runtime import (\n{listed})\n"
-    )
-
-
-def _tables(sharded: ShardedGraph) -> str:
-    mesh = ", ".join(f"{quoted(identifier(axis.name))}: {axis.size}" for axis in sharded.axes)
-    lines = [f"MESH = {{{mesh}}}", '"""Axes and their sizes, outermost first."""', ""]
-    replicate = [quoted(axis.name) for axis in sharded.axes if axis.kind == "replicate"]
-    shard = [quoted(axis.name) for axis in sharded.axes if axis.kind == "shard"]
-    lines += [f"REPLICATE_AXES = ({_tuple(replicate)})", f"SHARD_AXES = ({_tuple(shard)})"]
-    lines += [
-        '"""Axes whose ranks hold whole, or sharded, parameters at rest and add up their gradients."""',
-        "",
-    ]
-    model = [quoted(axis.name) for axis in sharded.axes if not axis.is_data]
-    lines += [
-        f"MODEL_AXES = ({_tuple(model)})",
-        '"""Axes along which parameters rest as they are used."""',
-        "",
-    ]
-    lines += [f"RANDOM_AXES = ({_tuple([quoted(name) for name in _random_axes(sharded)])})"]
-    lines += ['"""Axes whose ranks draw different random numbers: every dropout is sharded over them."""', ""]
-    lines += [
-        f"COMPUTE_DTYPE = torch.{_compute_dtype(sharded)}",
-        '"""Dtype in which parameters are used; they rest in float32."""',
-        "",
-    ]
-    lines += ["INPUTS = ["]
-    for graph_input in sharded.graph.inputs:
-        value, layout = graph_input.value, sharded.inputs[graph_input.value.name]
-        lines.append(
-            f"    Input({quoted(graph_input.path)}, {value.shape}, torch.{identifier(value.dtype)}, "
-            f"{quoted(_layout_text(layout, sharded))}),"
-        )
-    lines += [
-        "]",
-        '"""The batch: where the caller passes it, its global shape, and the layout that a rank reads."""',
-        "",
-    ]
-    lines += ["PARAMETERS = ["]
-    for parameter in sharded.graph.parameters:
-        name = parameter.alias_of or parameter.name
-        layout = sharded.parameters.get(name, (REPLICATE,) * len(sharded.axes))
-        flags = (
-            [f"requires_grad={parameter.requires_grad}"]
-            if not parameter.requires_grad and not parameter.is_buffer
-            else []
-        )
-        flags += ["is_buffer=True"] if parameter.is_buffer else []
-        flags += ["is_persistent=False"] if not parameter.is_persistent else []
-        flags += [f"alias_of={quoted(parameter.alias_of)}"] if parameter.alias_of else []
-        rest = "".join(f", {flag}" for flag in flags)
-        lines.append(
-            f"    Parameter({quoted(parameter.name)}, {parameter.shape}, torch.{identifier(parameter.dtype)}, "
-            f"{quoted(_layout_text(layout, sharded))}{rest}),"
-        )
-    lines += [
-        "]",
-        '"""Every parameter and buffer, and its layout at rest along the axes that operators shard it over."""',
-        "",
-    ]
-    lines += [f"OUTPUTS = {quoted(sharded.graph.output_tree)}", '"""How the outputs are packed."""', ""]
-    return "\n".join(lines) + "\n"
-
-
-def _tuple(items: list[str]) -> str:
-    return ", ".join(items) + ("," if len(items) == 1 else "")
-
-
-def _layout_text(layout: Layout, sharded: ShardedGraph) -> str:
-    """Only what is sharded: the rest is replicated, or the data-parallel engine's business."""
-    named = [
-        (axis, placement)
-        for axis, placement in zip(sharded.axis_names, layout, strict=True)
-        if placement.is_shard
-    ]
-    return format_layout(tuple(p for _, p in named), tuple(a for a, _ in named))
-
-
-def _compute_dtype(sharded: ShardedGraph) -> str:
-    """The narrowest dtype in which a trained parameter is used."""
-    used = {
-        segment.values[parameter.value].dtype
-        for segment in sharded.graph.types
-        for parameter in segment.parameters
-        if not parameter.is_buffer and segment.values[parameter.value].requires_grad
-    }
-    return next((dtype for dtype in ("bfloat16", "float16") if dtype in used), "float32")
-
-
-_RANDOM = ("dropout", "rand", "bernoulli", "normal", "multinomial")
-
-
-def _random_axes(sharded: ShardedGraph) -> list[str]:
-    """Axes along which every random operator's result is sharded; all data axes when there is none."""
-    layouts = [
-        strategy.results[0]
-        for segment in sharded.graph.types
-        for operator in segment.operators
-        for strategy in [sharded.strategies[segment.name, operator.name]]
-        if any(word in operator.target for word in _RANDOM)
-        or (operator.target.startswith("aten.scaled_dot_product") and any(a for a in operator.arguments[4:5]))
-    ]
-    if not layouts:
-        return [axis.name for axis in sharded.axes if axis.is_data]
-    return [
-        axis.name
-        for position, axis in enumerate(sharded.axes)
-        if all(layout[position].is_shard for layout in layouts)
-    ]
+    return _IMPORTS.format(names="".join(f"    {name},\n" for name in names))
 
 
 def _class(function: _Function) -> str:
@@ -403,8 +308,16 @@ def build(module: nn.Module | None = None, *, compile: bool = False, seed: int =
         module = parameter_tree(PARAMETERS, {"": Root, **BLOCKS})
         keep_identity(module)
     distribute(module, PARAMETERS, mesh, MODEL_AXES)
-    bind(module, {"": Root.forward, **{path: kind.forward for path, kind in BLOCKS.items()}}, mesh.axes, compile_forwards=compile)
-    shard_data(module, BLOCKS, mesh, replicate_axes=REPLICATE_AXES, shard_axes=SHARD_AXES, compute_dtype=COMPUTE_DTYPE)
+    forwards = {"": Root.forward, **{path: kind.forward for path, kind in BLOCKS.items()}}
+    bind(module, forwards, mesh.axes, compile_forwards=compile)
+    shard_data(
+        module,
+        BLOCKS,
+        mesh,
+        replicate_axes=REPLICATE_AXES,
+        shard_axes=SHARD_AXES,
+        compute_dtype=COMPUTE_DTYPE,
+    )
     if is_new:
         module.to_empty(device=mesh.device)
         initialize(module, seed)
@@ -421,7 +334,5 @@ if __name__ == "__main__":
 
 def _build(sharded: ShardedGraph) -> str:
     """Which block runs where, and the one visible order of what is done to the module."""
-    blocks: dict[str, str] = {call.module: call.type for call in sharded.graph.calls if call.module}
-    entries = [f"    {quoted(path)}: {identifier(kind)}," for path, kind in blocks.items()]
-    table = "\n".join(["BLOCKS = {", *entries, "}"]) if entries else "BLOCKS = {}"
-    return f'\n{table}\n"""The class that each block runs as."""\n\n{_BUILD}'
+    blocks = {call.module: call.type for call in sharded.graph.calls if call.module}
+    return f"\n{blocks_table(list(blocks.items()))}\n{_BUILD}"

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from autopar.capture.graph import Operator, SegmentType
 from autopar.codegen.conversions import conversion_call
 from autopar.codegen.expressions import Site, expression, runtime_function
-from autopar.codegen.lines import Line
+from autopar.codegen.lines import CODE_WIDTH, Line, statement
 from autopar.codegen.text import attribute, comment, identifier
+from autopar.codegen.user_names import user_names
 from autopar.shardings.calls import Call, references
-from autopar.shardings.placement import REPLICATE, Layout, format_layout, local_shape
+from autopar.shardings.placement import REPLICATE, Layout, local_shape
 from autopar.shardings.rules.views import RULES as VIEWS
 from autopar.shardings.sharded import ShardedGraph
 
@@ -57,7 +58,7 @@ class Scope:
         self, owner: tuple[str, str], shape: tuple[int, ...], source: Layout, target: Layout, expr: str
     ) -> str:
         """Emit the steps from ``source`` to ``target``; returns the name of what they leave."""
-        layout, base = source, owner[1]
+        layout, base = source, expr if expr.isidentifier() else owner[1]
         for step in self.sharded.steps()[(*owner, target)]:
             axis = self.sharded.axes[step.axis].name
             written = conversion_call(step, expr, axis)
@@ -68,8 +69,9 @@ class Scope:
             self.runtime.add(function)
             self.axes.add(axis)
             expr = self.fresh(f"{base}_{step.target.kind[0]}")
-            backward = f"   backward: {step.backward}" if step.backward not in ("nothing",) else ""
-            self.lines.append(Line(f"{expr} = {call}", self.shape_note(shape, layout) + backward))
+            backward = f"   backward: {step.backward}" if step.backward != "nothing" else ""
+            note = self.shape_note(shape, layout) + backward
+            self.lines.append(Line(f"{expr} = {call}", note, is_essential=bool(backward)))
         return expr
 
 
@@ -77,8 +79,9 @@ class Scope:
 class _Pending:
     """An expression that waits to be written inside its only reader."""
 
+    operator: Operator
+    text: str
     sources: list[str]
-    target: str
     product: tuple[str, str] | None
     """The operands of a matrix product, to be written again with a bias."""
 
@@ -102,6 +105,7 @@ class SegmentWriter:
             name: place for place, operator in enumerate(segment.operators) for name in references(operator)
         }
         """Place of the last reader of every value."""
+        self.user_names = user_names(segment)
         self.last_source = ""
 
     def write(self, inputs: dict[str, str], resting: dict[str, Layout]) -> dict[str, str]:
@@ -125,12 +129,9 @@ class SegmentWriter:
         for constant in self.segment.constants:
             value = self.segment.values[constant.value]
             name = self.scope.fresh(constant.value)
-            data = _numbers(constant.data)
-            self.scope.lines.append(
-                Line(
-                    f"{name} = torch.tensor({data}, dtype=torch.{identifier(value.dtype)}, device={self.device})"
-                )
-            )
+            data, dtype = _numbers(constant.data), identifier(value.dtype)
+            text = f"torch.tensor({data}, dtype=torch.{dtype}, device={self.device})"
+            self.scope.lines += statement(name, text, "")
             self._bind(constant.value, plain, name)
         for operator in self.segment.operators:
             self._operator(operator)
@@ -157,45 +158,61 @@ class SegmentWriter:
         return self.versions[value, wanted]
 
     def _operator(self, operator: Operator) -> None:
+        waiting = [self.pending.pop(name) for name in references(operator) if name in self.pending]
+        mark = len(self.scope.lines)
+        site = self._site(operator)
+        biased = _with_bias(operator, site, waiting)
+        text = biased or expression(site)
+        waits = self._may_wait(operator, text)
+        if waiting and not waits and not biased and self._is_long(operator, text):
+            for pending in waiting:
+                self._emit(pending.operator, pending.text, pending.sources, len(self.scope.lines))
+            waiting, mark, site = [], len(self.scope.lines), self._site(operator)
+            text = expression(site)
+        self._note_needs(site)
+        sources = [*(source for pending in waiting for source in pending.sources), operator.source]
+        if waits:
+            (result,) = operator.results
+            assert result is not None
+            self._bind(result, site.strategy.results[0], text)
+            product = (site.operand(0), site.operand(1)) if operator.target in _BIASED else None
+            self.pending[result] = _Pending(operator, text, sources, product)
+        else:
+            self._emit(operator, text, sources, mark)
+
+    def _site(self, operator: Operator) -> Site:
+        """The operator with the expressions of its operands; conversions that they need are written."""
         strategy = self.scope.sharded.strategies[self.segment.name, operator.name]
         call = Call(operator, self.segment.values)
-        waiting = [self.pending.pop(name) for name in references(operator) if name in self.pending]
-        sources = [*(source for pending in waiting for source in pending.sources), operator.source]
-        mark = len(self.scope.lines)
         names = {
             value.name: self._version(value.name, layout)
             for value, layout in zip(call.operands, strategy.operands, strict=True)
         }
-        site = Site(
-            call, strategy, names, self.device, self.scope.sharded.axis_names, self.scope.sharded.sizes
-        )
-        text = _with_bias(operator, site, waiting) or expression(site)
-        self._note_needs(site)
-        if self._may_wait(operator, text):
-            (result,) = operator.results
-            assert result is not None
-            self._bind(result, strategy.results[0], text if _is_one_call(text) else f"({text})")
-            product = (site.operand(0), site.operand(1)) if operator.target in _BIASED else None
-            self.pending[result] = _Pending(sources, operator.target, product)
-        else:
-            self._emit(operator, text, sources, mark)
+        sharded = self.scope.sharded
+        return Site(call, strategy, names, self.device, sharded.axis_names, sharded.sizes)
+
+    def _is_long(self, operator: Operator, text: str) -> bool:
+        names = ", ".join(self.user_names.get(name, name) if name else "_" for name in operator.results)
+        return len(f"{names} = {text}") > CODE_WIDTH
 
     def _emit(self, operator: Operator, text: str, sources: list[str], mark: int) -> None:
         strategy = self.scope.sharded.strategies[self.segment.name, operator.name]
+        self._source_comments(sources, mark)
         if all(name is None for name in operator.results):
-            self._source_comments(sources, mark)
             self.scope.lines += [Line("if self.training:"), Line(text, indent=1)]
             return
-        names = [self.scope.fresh(name) if name is not None else "_" for name in operator.results]
+        names = [self._fresh(name) if name is not None else "_" for name in operator.results]
         first = next(position for position, name in enumerate(operator.results) if name is not None)
         value = self.segment.values[operator.results[first] or ""]
-        self._source_comments(sources, mark)
-        self.scope.lines.append(
-            Line(f"{', '.join(names)} = {text}", self.scope.shape_note(value.shape, strategy.results[first]))
-        )
+        note = self.scope.shape_note(value.shape, strategy.results[first])
+        self.scope.lines += statement(", ".join(names), text, note)
         for name, expr, layout in zip(operator.results, names, strategy.results, strict=True):
             if name is not None:
                 self._bind(name, layout, expr)
+
+    def _fresh(self, value: str) -> str:
+        """A name for a value: the user's own where it is known."""
+        return self.scope.fresh(self.user_names.get(value, value))
 
     def _source_comments(self, sources: list[str], mark: int) -> None:
         """The user's lines above what was made of them."""
@@ -206,7 +223,7 @@ class SegmentWriter:
                 self.last_source = source
 
     def _may_wait(self, operator: Operator, text: str) -> bool:
-        """True for a short expression that its one reader takes as it is, or a product about to get its bias."""
+        """True for a short expression that its one reader takes as it is, or a product that gets its bias."""
         (result, *others) = operator.results
         if others or result is None or result not in self.single or operator.target in _NEVER_INLINE:
             return False
@@ -245,20 +262,9 @@ def _with_bias(operator: Operator, site: Site, waiting: list[_Pending]) -> str |
         return None
     operand, weight = products[0].product or ("", "")
     bias = site.operand(1)
-    if products[0].target == "aten.linear.default":
+    if products[0].operator.target == "aten.linear.default":
         return f"F.linear({operand}, {weight}, {bias})"
     return f"torch.addmm({bias}, {operand}, {weight})"
-
-
-def _is_one_call(text: str) -> bool:
-    """True when the text is a single call or a chain of calls: no operator outside brackets."""
-    depth = 0
-    for character in text:
-        depth += character in "([{"
-        depth -= character in ")]}"
-        if depth == 0 and character == " ":
-            return False
-    return True
 
 
 def _numbers(data: object) -> str:
@@ -270,8 +276,3 @@ def _numbers(data: object) -> str:
     if isinstance(data, (bool, int, float)):
         return repr(data)
     raise TypeError(f"a constant holds {type(data).__name__}, not a number")
-
-
-def layout_note(layout: Layout, axes: tuple[str, ...]) -> str:
-    """A layout for a comment; empty when nothing is sharded."""
-    return format_layout(layout, axes) if any(p.is_shard for p in layout) else ""

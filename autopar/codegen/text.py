@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 import math
 import re
@@ -9,7 +10,7 @@ import re
 from autopar.capture.graph import Argument, Ref, Symbol
 from autopar.errors import PlanError
 
-__all__ = ["attribute", "comment", "identifier", "literal", "quoted", "target_parts"]
+__all__ = ["atom", "attribute", "comment", "identifier", "literal", "quoted", "target_parts"]
 
 _TARGET = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
 _SYMBOLS = {
@@ -24,6 +25,13 @@ def identifier(name: str) -> str:
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
         raise PlanError(f"'{_short(name)}' is not a name that a program can use. Plan again from the model.")
     return name
+
+
+def atom(text: str) -> str:
+    """``text`` in brackets, unless it binds as closely as a name or a call does."""
+    body = ast.parse(text, mode="eval").body
+    is_atom = isinstance(body, ast.Name | ast.Call | ast.Attribute | ast.Subscript | ast.List | ast.Constant)
+    return text if is_atom else f"({text})"
 
 
 def attribute(owner: str, path: str) -> str:
