@@ -58,7 +58,7 @@ class Site:
             for a, placement in zip(self.axes, layout, strict=True)
             if placement.is_shard and placement.dim in dims
         ]
-        return f"({', '.join(found)},)" if found else ""
+        return f"({', '.join(found)}{',' if len(found) == 1 else ''})" if found else ""
 
 
 def expression(site: Site) -> str:

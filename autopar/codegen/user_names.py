@@ -1,4 +1,4 @@
-"""What the user calls a result: the variables on the left of the line that makes it."""
+"""What a person would call a result: the variable that the user assigns, or a word for the operator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,25 @@ _ASSIGNMENT = re.compile(rf"\S+:\d+\s+({_NAME}(?:\s*,\s*{_NAME})*)\s*(?::[^=]*)?
 """``gpt.py:43   q = …``, ``q, k, v = …``, ``x: Tensor = …``."""
 
 
+_WORDS = {
+    "aten.cross_entropy_loss.default": "loss",
+    "aten.scaled_dot_product_attention.default": "attended",
+}
+"""What to call the results of operators with long names."""
+
+
 def user_names(segment: SegmentType) -> dict[str, str]:
     """The user's name of every value that is the last one made by an assignment, by value name.
 
     The same operator in the same line again, as in a function that is called twice, counts as last too.
     """
     last = {operator.source: operator for operator in segment.operators if operator.source}
-    found = {}
+    found = {
+        name: _WORDS[operator.target]
+        for operator in segment.operators
+        for name in operator.results
+        if name and operator.target in _WORDS
+    }
     for operator in segment.operators:
         final = last.get(operator.source)
         if final is not None and (operator.target, operator.module) == (final.target, final.module):
