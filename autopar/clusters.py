@@ -9,8 +9,10 @@ import torch
 from autopar.errors import ClusterError, PlanError
 from autopar.plan.schema import Plan
 from cost_models.cluster import Cluster, ClusterDescriptionError, parse_cluster
+from cost_models.profile_text import format_profile
+from cost_models.profiles import Profile, ProfileError, parse_profile
 
-__all__ = ["cluster_named", "cluster_of_plan", "local_cluster"]
+__all__ = ["cluster_named", "cluster_of_plan", "local_cluster", "profile_lines"]
 
 _PROFILES_BY_NAME = ("b200", "h200", "h100", "a100-80gb", "a100-40gb", "v100-32gb", "v100-16gb")
 
@@ -20,9 +22,32 @@ def cluster_named(text: str) -> Cluster:
     if text.strip().lower() == "local":
         return local_cluster(max(torch.cuda.device_count(), 1) if torch.cuda.is_available() else 2)
     try:
-        return parse_cluster(text)
+        cluster = parse_cluster(text)
     except ClusterDescriptionError as error:
         raise ClusterError(str(error)) from error
+    # A plan repeats what its name does not say; plan with exactly the figures that it will repeat.
+    profile = profile_lines(cluster)
+    return _with_profile(cluster, profile) if profile else cluster
+
+
+def profile_lines(cluster: Cluster) -> list[str]:
+    """The cluster's profile as lines of TOML; nothing where its name says it all."""
+    if cluster.name.startswith("local:") or _is_named(cluster):
+        return []
+    profile = Profile(cluster.device, (), cluster.devices_per_node, cluster.intra, cluster.inter)
+    return format_profile(profile).splitlines()
+
+
+def _is_named(cluster: Cluster) -> bool:
+    try:
+        return not cluster.name.endswith(".toml") and parse_cluster(cluster.name) == cluster
+    except ClusterDescriptionError:
+        return False
+
+
+def _with_profile(cluster: Cluster, lines: list[str]) -> Cluster:
+    profile = parse_profile("\n".join(lines), f"of cluster {cluster.name}")
+    return replace(cluster, device=profile.device, intra=profile.intra, inter=profile.inter)
 
 
 def local_cluster(devices: int) -> Cluster:
@@ -52,10 +77,15 @@ def cluster_of_plan(plan: Plan) -> Cluster:
     """The cluster that a plan names. Raises ``PlanError`` where this version does not know it."""
     entry = plan.cluster
     try:
+        if entry.profile:
+            profile = parse_profile("\n".join(entry.profile), f"of the plan's cluster {entry.name}")
+            return Cluster(
+                entry.name, profile.device, entry.nodes, entry.devices_per_node, profile.intra, profile.inter
+            )
         if entry.name.startswith("local:"):
             return replace(
                 cluster_named(f"{entry.device}:{entry.nodes}x{entry.devices_per_node}"), name=entry.name
             )
         return cluster_named(entry.name)
-    except ClusterError as error:
+    except (ClusterError, ProfileError, ValueError) as error:
         raise PlanError(f"the plan's cluster is not known here: {error}") from error

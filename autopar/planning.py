@@ -12,7 +12,7 @@ from autopar._version import __version__
 from autopar.capture import fingerprint
 from autopar.capture.graph import Graph
 from autopar.capture.precision import COMPUTE_DTYPES, capture_in
-from autopar.clusters import cluster_of_plan
+from autopar.clusters import cluster_of_plan, profile_lines
 from autopar.codegen.program import program_source
 from autopar.errors import PinError, PlanMismatchError
 from autopar.plan.schema import Plan
@@ -86,6 +86,7 @@ def _plan(graph: Graph, cluster: Cluster, options: PlanOptions, pins: Pins) -> P
         optimizer=options.optimizer,
         pins=str(pins),
         version=__version__,
+        profile=tuple(profile_lines(cluster)),
     )
     return make_plan(graph, question, found)
 

@@ -13,7 +13,7 @@ from cost_models.curves import AttentionCurve, CollectiveCurve, MatmulCurve, Mem
 from cost_models.device import Device
 from cost_models.topology import Link
 
-__all__ = ["Profile", "ProfileError", "builtin_profile", "profile_names", "read_profile"]
+__all__ = ["Profile", "ProfileError", "builtin_profile", "parse_profile", "profile_names", "read_profile"]
 
 _FOLDER = Path(__file__).parent / "profiles"
 _FIGURES = {
@@ -52,14 +52,22 @@ class Profile:
 def read_profile(path: Path) -> Profile:
     """The profile in a TOML file. Raises ``ProfileError`` when it is missing or malformed."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _profile(table)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
         raise ProfileError(f"profile {path}: {error}") from error
+    return parse_profile(text, str(path))
+
+
+def parse_profile(text: str, where: str) -> Profile:
+    """The profile that TOML text describes; ``where`` names it in errors. Raises ``ProfileError``."""
+    try:
+        return _profile(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileError(f"profile {where}: {error}") from error
     except KeyError as error:
-        raise ProfileError(f"profile {path}: entry {error} is missing") from error
-    except (TypeError, ValueError) as error:
-        raise ProfileError(f"profile {path}: {error}") from error
+        raise ProfileError(f"profile {where}: entry {error} is missing") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ProfileError(f"profile {where}: {error}") from error
 
 
 def profile_names() -> tuple[str, ...]:

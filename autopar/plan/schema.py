@@ -73,6 +73,8 @@ class ClusterEntry(_Entry, frozen=True):
     nodes: int
     devices_per_node: int
     memory_limit_bytes: int
+    profile: list[str] = []
+    """Lines of the device and link profile (TOML), for a cluster that its name alone does not describe."""
 
 
 class TrainingEntry(_Entry, frozen=True):

@@ -54,6 +54,8 @@ class Question:
     optimizer: str
     pins: str
     version: str
+    profile: tuple[str, ...] = ()
+    """The cluster's profile, where its name does not say it all."""
 
 
 def make_plan(graph: Graph, question: Question, found: Found) -> Plan:
@@ -80,6 +82,7 @@ def make_plan(graph: Graph, question: Question, found: Found) -> Plan:
             question.cluster.nodes,
             question.cluster.devices_per_node,
             question.memory_limit_bytes,
+            list(question.profile),
         ),
         training=training,
         inputs=[

@@ -88,4 +88,6 @@ def nothing_fits(leanest: Sequence[Realized], limit_bytes: int) -> InfeasiblePla
 
 
 def _size(count: float) -> str:
-    return f"{count / GB:.1f} GB" if count >= GB / 10 else f"{count / 10**6:.1f} MB"
+    if count >= GB / 10:
+        return f"{count / GB:.1f} GB"
+    return f"{count / 10**6:.1f} MB" if count >= 10**5 else f"{count / 1000:.1f} kB"

@@ -136,10 +136,12 @@ def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Trie
         allowance = math.floor(min(allowance, kept) - excess)
         if allowance <= 0:
             break
-    leanest = smallest_usage(solver_problem(space), time_limit_s=options.time_limit_s)
-    if leanest.choice is None:
-        return None
-    return _tried(model, space, leanest)
+    least_kept = smallest_usage(solver_problem(space), time_limit_s=options.time_limit_s)
+    leanest = _tried(model, space, least_kept) if least_kept.choice is not None else None
+    unlimited = solve(solver_problem(space), time_limit_s=options.time_limit_s)
+    fastest = _tried(model, space, unlimited) if unlimited.choice is not None else None
+    all_found = [each for each in (found, leanest, fastest) if each is not None]
+    return min(all_found, key=lambda each: each.realized.memory.peak, default=None)
 
 
 def _tried(model: Model, space: Space, solution: Solution) -> Tried:
