@@ -37,7 +37,7 @@ LAYERS: dict[str, set[str]] = {
         "planner",
     },
     "world": {"errors"},
-    "parallel": {"clusters", "errors", "plan", "planning", "runtime", "world"},
+    "parallel": {"clusters", "errors", "plan", "planning", "runtime", "torch_private", "world"},
     "report": {"capture", "clusters", "cost_models", "errors", "plan", "planner", "shardings"},
     "cli": {
         "capture",

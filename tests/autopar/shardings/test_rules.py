@@ -181,7 +181,7 @@ def test_sharded_operator_equals_the_whole_one(target: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("target", sorted(RULES))
-@pytest.mark.parametrize("sizes", [(2, 2), (2, 3)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 2), pytest.param((2, 3), marks=pytest.mark.slow)], ids=str)
 def test_sharded_over_two_axes_equals_the_whole_one(
     target: str, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +202,16 @@ def _checked(sample: Sample, strategy: Strategy, mesh: SimulatedMesh) -> None:
             f"{sample.call.operator.target} of {shapes} over {mesh.sizes} by {strategy.names}: "
             f"{ranks.text}\n{error}"
         ) from error
+
+
+@pytest.mark.parametrize("target", sorted(RULES))
+def test_every_choice_has_a_name_of_its_own(target: str) -> None:
+    """Plans store choices by name."""
+    for seed in SEEDS:
+        call = call_of(target, SAMPLES[target](Draw(seed))).call
+        places = {(value.name, dim): BLOCKS for value in call.operands for dim in range(len(value.shape))}
+        names = [choice.name for choice in axis_choices(call, loops_of(call), places)]
+        assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("target", sorted(RULES))
