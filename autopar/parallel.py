@@ -7,7 +7,7 @@ plan or example inputs) it is planned, and its forward replaced by the generated
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,10 +22,12 @@ from autopar.errors import AutoparError, PlanMismatchError
 from autopar.plan.files import format_plan, parse_plan, read_plan, write_program
 from autopar.plan.schema import Plan
 from autopar.planning import PlanOptions, check_model, generate_program, plan_model
-from autopar.runtime.mesh import join_world
+from autopar.runtime.data import rest
 from autopar.runtime.identity import keep_identity
+from autopar.runtime.mesh import join_world
 from autopar.runtime.running import Running
 from autopar.runtime.source import load_source
+from autopar.torch_private import is_in_backward
 from autopar.world import computed_once, world_size
 
 __all__ = ["Parallel", "parallelize"]
@@ -48,12 +50,23 @@ class Parallel:
     _autopar_request: _Request
     _autopar_running: Running | None
     _autopar_plan: Plan | None
+    _autopar_is_called: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward on the global batch, or on this rank's slice of it (``shard``)."""
         if self._autopar_running is None:
             prepare(self, args, kwargs)
-        return self.running(*args, **kwargs)
+        object.__setattr__(self, "_autopar_is_called", True)
+        try:
+            return self.running(*args, **kwargs)
+        finally:
+            object.__setattr__(self, "_autopar_is_called", False)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The module's own, as they are at rest; ``parameters()`` and ``zero_grad()`` read these."""
+        if self._autopar_running is not None and not self._autopar_is_called and not is_in_backward():
+            rest(self)  # type: ignore[arg-type]
+        return super().named_parameters(*args, **kwargs)  # type: ignore[misc]
 
     def shard(self, *args: Any, **kwargs: Any) -> Any:
         """This rank's slice of a global batch, packed as it was passed; one positional argument alone is not packed.
@@ -181,6 +194,7 @@ def _set_up(module: Any, request: _Request) -> None:
     object.__setattr__(module, "_autopar_request", request)
     object.__setattr__(module, "_autopar_running", None)
     object.__setattr__(module, "_autopar_plan", None)
+    object.__setattr__(module, "_autopar_is_called", False)
     keep_identity(module)
 
 
@@ -245,7 +259,9 @@ def _plain_view(module: nn.Module) -> nn.Module:
     """
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()}
     shared |= {id(buffer): buffer for buffer in module.buffers()}
-    shared |= {id(value): None for name, value in vars(module).items() if name.startswith("_autopar_")}
+    shared |= {
+        id(value): None for value in vars(module).values() if isinstance(value, _Request | Plan | Running)
+    }
     plain = copy.deepcopy(module, shared)
     kinds: list[Any] = [kind for kind in type(module).__mro__ if not issubclass(kind, Parallel)]
     plain.__class__ = kinds[0]

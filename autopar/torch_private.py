@@ -131,6 +131,21 @@ def can_swap(left: Tensor, right: Tensor) -> bool:
     return type(left) is type(right) or (isinstance(left, swappable) and isinstance(right, swappable))
 
 
+def reconnect_hooks(parameter: Tensor) -> None:
+    """Let hooks of ``register_post_accumulate_grad_hook`` fire again after a swap, which leaves them unconnected.
+
+    Setting ``Tensor._post_accumulate_grad_hooks`` connects; the dict stays the same, for handles remove from it.
+    """
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    if hooks:
+        parameter._post_accumulate_grad_hooks = hooks
+
+
+def is_in_backward() -> bool:
+    """Return whether autograd is running a backward pass in this thread (``torch._C._current_graph_task_id``)."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def adopt_parameters(module: FSDPModule) -> None:
     """Make FSDP2 use the parameter objects that now sit in its modules, as it does before its first forward.
 

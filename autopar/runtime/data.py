@@ -15,7 +15,7 @@ from autopar.runtime.identity import Holder, holders, replace
 from autopar.runtime.mesh import Mesh
 from autopar.torch_private import add_axis_of_one, adopt_parameters, flatten_axes, join_axes
 
-__all__ = ["shard_data"]
+__all__ = ["rest", "shard_data"]
 
 
 def shard_data(
@@ -64,6 +64,17 @@ def shard_data(
             adopt_parameters(part)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
+
+
+def rest(module: nn.Module) -> None:
+    """Give back what FSDP2 still holds gathered after a forward whose backward has not come.
+
+    It would be read again by the next forward, although an optimizer or the user has changed the parameters
+    at rest since; and ``parameters()`` would list it instead of them. A backward gathers it anew.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _replicate(scalars: list[Holder], sharded: list[Holder]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from autopar.torch_private import PendingParameter, can_swap
+from autopar.torch_private import PendingParameter, can_swap, reconnect_hooks
 
 __all__ = ["Holder", "holders", "keep_identity", "replace"]
 
@@ -67,6 +67,7 @@ def replace(holder: Holder, new: nn.Parameter) -> nn.Parameter:
     if isinstance(old, DTensor | PendingParameter):
         if can_swap(old, new):
             torch.utils.swap_tensors(old, new)
+            reconnect_hooks(old)
             new = old
         else:
             warnings.warn(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from autopar.runtime.batch import Input, local_inputs, shard_inputs, slices
+from autopar.runtime.data import rest
 from autopar.runtime.mesh import Mesh
 from autopar.runtime.state import Orders, clip_grad_norm, full_gradients
 from autopar.torch_private import read_structure, rebuild
@@ -35,6 +36,7 @@ class Running:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward. Raises ``PlanMismatchError`` for a batch that the plan was not made for."""
         local = local_inputs(self.inputs, self.mesh.axes, args, kwargs)
+        rest(self.module)
         # The module's own __call__ may lead here: hooks and forward are nn.Module's business.
         result = nn.Module.__call__(self.module, *(tensor.to(self.mesh.device) for tensor in local))
         if self.outputs == "tensor":
