@@ -69,7 +69,8 @@ def _local_profile() -> str:
         ):
             return profile
     raise ClusterError(
-        f"there is no profile for {properties.name}: name a cluster, or write a TOML file (known: {', '.join(_PROFILES_BY_NAME)})"
+        f"there is no profile for {properties.name}: name a cluster, or write a TOML file "
+        f"(known: {', '.join(_PROFILES_BY_NAME)})"
     )
 
 

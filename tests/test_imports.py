@@ -23,7 +23,7 @@ LAYERS: dict[str, set[str]] = {
     "plan": {"capture", "errors", "shardings"},
     "clusters": {"cost_models", "errors", "plan"},
     "planner": {"capture", "cost_models", "errors", "plan", "shardings", "solver"},
-    "codegen": {"capture", "errors", "planner", "shardings"},
+    "codegen": {"capture", "errors", "shardings"},
     "runtime": {"errors", "torch_private"},
     "measure": {"cost_models", "errors", "models", "torch_private"},
     "planning": {

@@ -22,6 +22,7 @@ __all__ = [
     "SegmentType",
     "Symbol",
     "Value",
+    "full_name",
 ]
 
 
@@ -176,3 +177,8 @@ class Graph:
     """How the outputs are packed, as ``torch.utils._pytree.treespec_dumps`` writes it, or ``tensor``."""
     notes: tuple[str, ...] = ()
     """What capture changed or could not recognise, in words for the plan."""
+
+
+def full_name(module: str, path: str) -> str:
+    """The name under which the whole model lists a parameter of one of its modules."""
+    return f"{module}.{path}" if module else path

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from autopar.capture.graph import SegmentCall, SegmentType
+from autopar.capture.graph import SegmentCall, SegmentType, full_name
 from autopar.codegen.lines import Line, layout_lines
 from autopar.codegen.segment import Scope, SegmentWriter
 from autopar.codegen.tables import blocks_table, program_tables
 from autopar.codegen.text import attribute, comment, identifier
-from autopar.planner.tensors import full_name
 from autopar.shardings.placement import REPLICATE, Layout, local_shape
 from autopar.shardings.sharded import ShardedGraph
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from autopar.capture.graph import Graph, SegmentType, Value
+from autopar.capture.graph import Graph, SegmentType, Value, full_name
 from autopar.planner.saved import saved_by
 from autopar.shardings.calls import Call, references
 from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Placement
@@ -21,7 +21,6 @@ __all__ = [
     "ParameterGroup",
     "Tensor",
     "Use",
-    "full_name",
     "parameter_groups",
     "resting_placement",
     "tensors_of",
@@ -89,10 +88,6 @@ def resting_placement(value: Value) -> Placement:
     FSDP2 takes no scalars, so the program sums their gradients itself.
     """
     return REPLICATE_PARTIAL if value.requires_grad and value.shape else REPLICATE
-
-
-def full_name(module: str, path: str) -> str:
-    return f"{module}.{path}" if module else path
 
 
 def parameter_groups(graph: Graph) -> tuple[ParameterGroup, ...]:
