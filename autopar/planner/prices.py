@@ -62,6 +62,8 @@ class Known:
 
     operators: dict[object, OperatorPrice] = field(default_factory=dict)
     tables: dict[object, ConversionTable] = field(default_factory=dict)
+    steps: dict[tuple[int, str, str, int, int], float] = field(default_factory=dict)
+    """Seconds of one step by axis, collectives and bytes before and after."""
     strategies: dict[tuple[str, str, tuple[str, ...]], PricedStrategy | None] = field(default_factory=dict)
     """By segment type, operator and choice on each axis; None where a dim does not divide evenly."""
 
@@ -148,9 +150,12 @@ class Prices:
 
     def step_s(self, step: Step, bytes_before: int, bytes_after: int) -> float:
         """Seconds of one step of a conversion, forward and backward."""
-        forward = self._collective_s(step.forward, step.axis, bytes_before, bytes_after)
-        backward = self._collective_s(step.backward, step.axis, bytes_after, bytes_before)
-        return PLAIN_STEP_S + forward + backward
+        key = (step.axis, step.forward, step.backward, bytes_before, bytes_after)
+        if key not in self.known.steps:
+            forward = self._collective_s(step.forward, step.axis, bytes_before, bytes_after)
+            backward = self._collective_s(step.backward, step.axis, bytes_after, bytes_before)
+            self.known.steps[key] = PLAIN_STEP_S + forward + backward
+        return self.known.steps[key]
 
     def _collective_s(self, name: str, axis: int, before: int, after: int) -> float:
         path = self.paths[axis]
