@@ -87,9 +87,9 @@ def _operator(entry: OperatorEntry, segment: str, values: dict[str, Value]) -> O
         entry.source,
         entry.module,
     )
-    for name in entry.keywords:
-        if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
-            raise PlanError(f"operator {where}: {name!r} is no name of an argument. Plan again.")
+    for key in entry.keywords:
+        if not (key.isidentifier() and key.isascii()) or keyword.iskeyword(key):
+            raise PlanError(f"operator {where}: {key!r} is no name of an argument. Plan again.")
     for name in operator.results:
         if name is not None and name not in values:
             raise PlanError(
