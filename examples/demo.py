@@ -72,5 +72,11 @@ if __name__ == "__main__":
     if "LOCAL_RANK" in os.environ:
         train()
     else:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={PROCESSES}",
+        ]
         sys.exit(subprocess.call([*launcher, __file__], env={**os.environ, "OMP_NUM_THREADS": "1"}))

@@ -14,7 +14,9 @@ STEPS, BATCH, SEQUENCE = 10, 8, 64
 def read_text() -> torch.Tensor:
     """Every byte of the standard library's top-level modules, as numbers."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    return torch.frombuffer(bytearray(b"\n".join(path.read_bytes() for path in files)), dtype=torch.uint8).long()
+    return torch.frombuffer(
+        bytearray(b"\n".join(path.read_bytes() for path in files)), dtype=torch.uint8
+    ).long()
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def losses_of(*processes: subprocess.Popen[str]) -> list[float]:
@@ -63,6 +65,12 @@ def test_torchrun_with_four_processes(plain_losses):
 @pytest.mark.slow
 def test_two_agents_as_on_two_machines(plain_losses):
     meeting = f"127.0.0.1:{free_port()}"
-    common = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--rdzv-id=test"]
+    common = [
+        "--nnodes=2",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={meeting}",
+        "--rdzv-id=test",
+    ]
     agents = [start([*TORCHRUN, *common, "--local-addr=127.0.0.1", str(PARALLEL)]) for _ in range(2)]
     assert losses_of(*agents) == pytest.approx(plain_losses, abs=2e-4)
