@@ -24,7 +24,6 @@ from cost_models.cluster import Cluster
 
 __all__ = ["PlanOptions", "check_model", "generate_program", "plan_graph", "plan_model"]
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 OPTIMIZERS = ("adamw",)
 
 
@@ -64,12 +63,8 @@ def plan_graph(graph: Graph, cluster: Cluster, options: PlanOptions) -> Plan:
 
 
 def _checked(options: PlanOptions) -> Pins:
-    if options.precision not in PRECISIONS:
-        raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(PRECISIONS)}")
     if options.precision not in COMPUTE_DTYPES:
-        raise PinError(
-            f"precision '{options.precision}' needs loss scaling, which is not supported yet: use bf16"
-        )
+        raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(COMPUTE_DTYPES)}")
     if options.optimizer not in OPTIMIZERS:
         raise PinError(f"optimizer '{options.optimizer}' is unknown: known are {', '.join(OPTIMIZERS)}")
     return parse_pins(options.pins)

@@ -15,8 +15,8 @@ from autopar.torch_private import flatten_with_paths, rebuild
 
 __all__ = ["COMPUTE_DTYPES", "capture_in"]
 
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Dtype of activations and of parameters in use, by precision."""
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Dtype of activations and of parameters in use, by precision. Scaling an fp16 loss is the training loop's business."""
 
 
 def capture_in(precision: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:

@@ -18,7 +18,7 @@ from autopar.plan.schema import Plan
 
 __all__ = ["gradient_errors", "verify"]
 
-TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2}
+TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 1e-2}
 """Relative, by precision: sums in another order differ by some 1e-7, products in bfloat16 by some 4e-3."""
 NOISE_FLOOR = 1e-3
 """A gradient this much smaller, element for element, than the average one counts as this large."""
