@@ -20,6 +20,8 @@ __all__ = ["gradient_errors", "verify"]
 
 TOLERANCES = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 1e-2}
 """Relative, by precision: sums in another order differ by some 1e-7, products in bfloat16 by some 4e-3."""
+LOSS_SCALES = {"fp16": 2.0**12}
+"""Small gradients underflow in float16 unless the loss is scaled, as a training loop does."""
 NOISE_FLOOR = 1e-3
 """A gradient this much smaller, element for element, than the average one counts as this large."""
 
@@ -59,8 +61,9 @@ def _sharded(request: Request, device: torch.device, mode: str) -> tuple[float, 
     module: Any = parallelize(built.module, inputs=built.inputs, plan=request.plan, compile=request.compile)
     module.train(mode == "train")
     loss = module(*built.args, **built.kwargs)
-    loss.backward()
-    gradients = module.running.full_gradients()
+    scale = LOSS_SCALES.get(request.plan.training.precision, 1.0)
+    (scale * loss).backward()
+    gradients = {name: gradient / scale for name, gradient in module.running.full_gradients().items()}
     return loss.item(), _on_cpu(gradients) if dist.get_rank() == 0 else {}
 
 
