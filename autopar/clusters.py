@@ -50,9 +50,15 @@ def _with_profile(cluster: Cluster, lines: list[str]) -> Cluster:
     return replace(cluster, device=profile.device, intra=profile.intra, inter=profile.inter)
 
 
-def local_cluster(devices: int) -> Cluster:
-    """``devices`` processes on this machine: its GPUs where there are any, its CPU otherwise."""
-    return replace(cluster_named(f"{_local_profile()}:1x{devices}"), name=f"local:{devices}")
+def local_cluster(devices: int, nodes: int = 1) -> Cluster:
+    """``devices`` processes on ``nodes`` machines like this: their GPUs where there are any, their CPUs otherwise.
+
+    Nodes that hold unequal numbers of processes count as one.
+    """
+    if nodes < 2 or devices % nodes:
+        return replace(cluster_named(f"{_local_profile()}:1x{devices}"), name=f"local:{devices}")
+    size = f"{nodes}x{devices // nodes}"
+    return replace(cluster_named(f"{_local_profile()}:{size}"), name=f"local:{size}")
 
 
 def _local_profile() -> str:

@@ -28,7 +28,7 @@ from autopar.runtime.mesh import join_world
 from autopar.runtime.running import Running
 from autopar.runtime.source import load_source
 from autopar.torch_private import is_in_backward
-from autopar.world import computed_once, world_size
+from autopar.world import computed_once, node_count, world_size
 
 __all__ = ["Parallel", "parallelize"]
 
@@ -239,7 +239,7 @@ def _plan(module: Any, request: _Request, args: tuple[Any, ...], kwargs: dict[st
         )
         check_model(request.plan, plain, args, kwargs)
         return request.plan
-    cluster = cluster_named(request.cluster) if request.cluster else local_cluster(world_size())
+    cluster = cluster_named(request.cluster) if request.cluster else local_cluster(world_size(), node_count())
     _check_world(cluster.devices, f"the cluster {cluster.name}")
     return plan_model(plain, args, kwargs, cluster, request.options)
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from autopar.errors import AutoparError
 
-__all__ = ["computed_once", "world_size"]
+__all__ = ["computed_once", "node_count", "world_size"]
 
 T = TypeVar("T")
 
@@ -20,6 +20,11 @@ def world_size() -> int:
     if dist.is_initialized():
         return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
+
+
+def node_count() -> int:
+    """Machines of the running world, as the launcher says: torchrun runs one agent on each."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
 
 
 def computed_once(compute: Callable[[], T]) -> T:

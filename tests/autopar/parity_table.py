@@ -1,4 +1,4 @@
-"""Runs every parity case and writes the errors as a table: ``python -m tests.autopar.parity_table [FILE]``."""
+"""Run every parity case and write the errors as a table: ``python -m tests.autopar.parity_table [FILE]``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from tests.gloo_pool import GlooPool, RankFailedError
 
 HEAD = f"""# Parallel against plain training
 
-Relative errors, norm-wise, of the loss, of the worst gradient and of the worst parameter after {STEPS} steps of
-AdamW (learning rate {LEARNING_RATE}, epsilon {EPSILON}), float32, gloo processes on CPU, torch {torch.__version__}.
-Floors and models: `tests/autopar/parity.py`. Written by `python -m tests.autopar.parity_table FILE`; what
-`pytest tests/autopar/test_parity.py` demands: loss and gradients 1e-5, parameters 1e-4.
+Relative errors, norm-wise, of the loss, of the worst gradient and of the worst parameter after {STEPS} steps
+of AdamW (learning rate {LEARNING_RATE}, epsilon {EPSILON}); float32, gloo processes on CPU, torch {torch.__version__}.
+Models, ways and the floors of the errors: `tests/autopar/parity.py`. `pytest tests/autopar/test_parity.py`
+demands 1e-5 of loss and gradients, 1e-4 of parameters. Written by
+
+    python -m tests.autopar.parity_table benchmarks/results/parity_2026-11.md
 
 | model | planned for | pinned or forced | mesh | loss | gradient | of | parameter | of |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

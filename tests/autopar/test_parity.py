@@ -1,4 +1,4 @@
-"""A parallel module computes what the plain one does: loss, gradients, parameters after AdamW (float32, gloo)."""
+"""A parallel module computes what the plain one does: loss, gradients, parameters after AdamW; float32, gloo."""
 
 from __future__ import annotations
 

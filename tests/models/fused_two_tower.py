@@ -1,4 +1,4 @@
-"""A contrastive text-and-image model as a user might write it: three ways to split a fused projection by hand."""
+"""A contrastive text-and-image model as a user might write it: a fused projection split in three ways."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class TwoTower(nn.Module):
-    """``forward(tokens, patches)``: the symmetric contrastive loss (Radford et al., 2021) over the whole batch."""
+    """``forward(tokens, patches)``: symmetric contrastive loss (Radford et al., 2021) over the whole batch."""
 
     def __init__(self) -> None:
         super().__init__()
