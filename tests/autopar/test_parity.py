@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from math import prod
 
@@ -73,3 +74,27 @@ def test_forced_strategies_are_in_the_plan(force: str, target: str, wanted: str)
     calls = [each for segment in plan.segments for each in segment.operators if each.call == target]
     assert calls
     assert {each.strategy for each in calls} == {wanted}
+
+
+EDITS = {
+    "norms by sequence": {"aten.layer_norm.default": "tp:d1"},
+    "everything but attention by batch": {
+        "aten.layer_norm.default": "tp:d0",
+        "aten.linear.default": "tp:…2",
+        "aten.gelu.default": "tp:d0",
+    },
+    "nothing sharded": {"*": ""},
+}
+
+
+@pytest.mark.parametrize("edits", EDITS.values(), ids=list(EDITS))
+def test_a_plan_edited_by_hand_trains_alike(edits: dict[str, str], pools: dict[int, GlooPool]) -> None:
+    case = Case("gpt", "cpu:2", "tp=2", "columns")
+    plan = json.loads(format_plan(case_plan(case)))
+    for segment in plan["segments"]:
+        for operator in segment["operators"]:
+            operator["strategy"] = edits.get(operator["call"], edits.get("*", operator["strategy"]))
+    errors = worst(pools[case.world].run(measure, case, json.dumps(plan)))
+    assert errors.loss <= LOSS_AND_GRADIENT_TOLERANCE, errors
+    assert errors.gradient <= LOSS_AND_GRADIENT_TOLERANCE, errors
+    assert errors.parameter <= PARAMETER_TOLERANCE, errors
