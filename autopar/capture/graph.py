@@ -15,6 +15,7 @@ __all__ = [
     "Graph",
     "GraphInput",
     "GraphParameter",
+    "Microbatches",
     "Operator",
     "Parameter",
     "Ref",
@@ -160,6 +161,20 @@ class GraphParameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Microbatches:
+    """How often a graph that is written for one slice of the batch runs in a step, and what it is given."""
+
+    count: int = 1
+    dims: dict[str, int] = field(default_factory=dict)
+    """Dim along which each input is cut, by value name; inputs that are not named go whole to every slice."""
+    joins: tuple[str, ...] = ()
+    """How the slices' outputs combine: ``sum``, ``cat 0`` (dim), ``same``; none where the count is 1."""
+    counted: dict[str, str] = field(default_factory=dict)
+    """Inputs that the program counts itself before the first slice: the number of targets of the whole batch
+    that a cross-entropy does not ignore, as ``segment type.operator``, by value name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """A whole model: segment types, and the calls that chain them."""
 
@@ -177,6 +192,8 @@ class Graph:
     """How the outputs are packed, as ``torch.utils._pytree.treespec_dumps`` writes it, or ``tensor``."""
     notes: tuple[str, ...] = ()
     """What capture changed or could not recognise, in words for the plan."""
+    microbatches: Microbatches = field(default_factory=Microbatches)
+    """One, as captured: shapes are those of the whole batch."""
 
 
 def full_name(module: str, path: str) -> str:

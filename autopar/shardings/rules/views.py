@@ -115,6 +115,22 @@ def _expand_as(call: Call) -> Loops:
     return _moves((*expanded.operands, *expanded.results), expanded.results)
 
 
+def _broadcast_tensors(call: Call) -> Loops:
+    """Operands of dims that match from the right, each expanded to the shape of all."""
+    target = call.result.shape
+    result = tuple(_plain(len(target)))
+    operands = tuple(
+        tuple(
+            ()
+            if size != target[dim + len(target) - len(value.shape)]
+            else result[dim + len(target) - len(value.shape)]
+            for dim, size in enumerate(value.shape)
+        )
+        for value in call.operands
+    )
+    return _moves(operands, tuple(result for _ in call.results), together=True)
+
+
 def _select(call: Call) -> Loops:
     rank = len(call.operands[0].shape)
     along = call.dim(1, "dim", rank)
@@ -221,6 +237,7 @@ RULES: dict[str, Rule] = {
     "aten.permute.default": _permute,
     "aten.expand.default": _expand,
     "aten.expand_as.default": _expand_as,
+    "aten.broadcast_tensors.default": _broadcast_tensors,
     "aten.select.int": _select,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _slice,

@@ -394,6 +394,11 @@ def _expand_as(draw: Draw) -> Arguments:
     return draw.random.choice([(draw.normal(1, b), y), (draw.normal(b), y), (draw.normal(a, 1), y)])
 
 
+def _broadcast_tensors(draw: Draw) -> Arguments:
+    a, b = draw.even(), draw.even()
+    return ([draw.normal(a, b), draw.random.choice([draw.normal(a, b), draw.normal(b), draw.normal(a, 1)])],)
+
+
 def _select(draw: Draw) -> Arguments:
     return draw.normal(12, 24, 12), draw.dim(3), draw.random.choice([0, 5, -1])
 
@@ -583,6 +588,7 @@ SAMPLES: dict[str, Sampler] = {
     "aten.permute.default": _permute,
     "aten.expand.default": _expand,
     "aten.expand_as.default": _expand_as,
+    "aten.broadcast_tensors.default": _broadcast_tensors,
     "aten.select.int": _select,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
