@@ -11,6 +11,7 @@ from functools import cached_property
 from math import prod
 
 from autopar.capture.graph import Ref, Value
+from autopar.planner.execution import Execution
 from autopar.planner.internal import internal_all_reduces
 from autopar.planner.mesh import SHARD, MeshAxis
 from autopar.planner.work import works
@@ -75,6 +76,7 @@ class Prices:
     cluster: Cluster
     axes: tuple[MeshAxis, ...]
     known: Known = field(default_factory=Known, repr=False)
+    execution: Execution = Execution()
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -209,18 +211,20 @@ class Prices:
     def gradient_sync_s(self, local_bytes: float) -> float:
         """Summing one parameter's gradient over the data axes."""
         seconds, remaining = 0.0, local_bytes
+        times = self.execution.microbatches if self.execution.zero > 1 else 1
         for axis, path in self._data_axes(SHARD):
-            seconds += _share(reduce_scatter_s, remaining, path)
+            seconds += times * _share(reduce_scatter_s, remaining, path)
             remaining /= axis.size
         for _, path in self._data_axes("replicate"):
             seconds += _share(all_reduce_s, remaining, path)
         return seconds
 
     def gather_s(self, local_bytes: float) -> float:
-        """Gathering one parameter twice, for forward and for backward."""
+        """Gathering one parameter: once a step, or for every forward and backward."""
         seconds, remaining = 0.0, local_bytes
+        times = 2 * self.execution.microbatches if self.execution.zero == 3 else 1
         for axis, path in self._data_axes(SHARD):
-            seconds += 2.0 * _share(all_gather_s, remaining, path)
+            seconds += times * _share(all_gather_s, remaining, path)
             remaining /= axis.size
         return seconds
 

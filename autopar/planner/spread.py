@@ -97,7 +97,7 @@ def _follow_segment(
     ways: int,
 ) -> Forced | Cut | None:
     segment = planned.segment
-    here = {value: REPLICATE for value in (p.value for p in segment.parameters)}
+    here = dict.fromkeys((p.value for p in segment.parameters), REPLICATE)
     here |= {constant.value: REPLICATE for constant in segment.constants}
     here |= dict(zip(segment.inputs, given, strict=True))
     producers = {name: (segment.name, name) for op in segment.operators for name in op.results if name}

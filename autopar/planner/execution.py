@@ -1,0 +1,26 @@
+"""How a program runs its operators, whatever the mesh: compiled or not, recomputed or kept, in how many slices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RECOMPUTE_LEVELS", "Execution"]
+
+RECOMPUTE_LEVELS = ("none", "selective", "full")
+"""From the fastest to the leanest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Choices that are the same for all operators of a stage."""
+
+    is_compiled: bool = False
+    """Each block type goes through ``torch.compile``."""
+    recompute: str = "none"
+    """What blocks compute again in the backward: ``none``; ``selective``: all but products, attention and
+    reductions over ranks; ``full``: all of it."""
+    microbatches: int = 1
+    """Slices of the batch that run one after the other."""
+    zero: int = 3
+    """What ``shard`` axes do: 1 gathers parameters once a step and scatters the summed gradients once, 2
+    scatters them with every microbatch, 3 gathers them again for every use."""
