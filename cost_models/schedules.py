@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["SCHEDULES", "bubble_fraction", "microbatches_in_flight", "pipeline_s"]
+__all__ = [
+    "SCHEDULES",
+    "bubble_fraction",
+    "check_schedule",
+    "microbatches_in_flight",
+    "microbatches_per_round",
+    "pipeline_s",
+]
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
 
@@ -18,9 +25,10 @@ def bubble_fraction(schedule: str, *, stages: int, microbatches: int, chunks: in
     """Idle share of a pipeline of equal stages, 0 to 1.
 
     GPipe and 1F1B: (S−1)/(S−1+M). Interleaving divides the filling by the ``chunks`` each rank holds. ZB-H1
-    fills two thirds of it with weight gradients, where forward, input and weight gradient take equally long.
+    fills two thirds of it with weight gradients, where forward, input and weight gradient take equally long;
+    with chunks it does both.
     """
-    _check(schedule, stages, microbatches, chunks)
+    check_schedule(schedule, stages, microbatches, chunks)
     filling = (stages - 1) / _filling_divisor(schedule, chunks)
     return filling / (filling + microbatches)
 
@@ -38,7 +46,7 @@ def pipeline_s(
     ``stage_s`` is forward + backward of one microbatch on each pipeline rank; ``transfer_s`` what each
     boundary adds in one direction for one microbatch and is not hidden behind compute.
     """
-    _check(schedule, len(stage_s), microbatches, chunks)
+    check_schedule(schedule, len(stage_s), microbatches, chunks)
     slowest = max(stage_s)
     filling = (sum(stage_s) - slowest) / _filling_divisor(schedule, chunks)
     return filling + microbatches * slowest + 2.0 * (len(stage_s) - 1) * transfer_s
@@ -49,22 +57,30 @@ def microbatches_in_flight(
 ) -> float:
     """Most microbatches whose activations ``stage`` (0 first) holds at once, in units of the whole stage.
 
-    Interleaving holds (S−1)/(S·chunks) more than 1F1B on the first rank.
+    Interleaving holds (S−1)/(S·chunks) more than 1F1B on the first rank. Where weight gradients wait to fill
+    bubbles, every rank holds as much as the first: what the gradient of a weight needs counts until it is made.
     """
-    _check(schedule, stages, microbatches, chunks)
+    check_schedule(schedule, stages, microbatches, chunks)
     if schedule == "gpipe":
         return float(microbatches)
-    if schedule == "interleaved" and chunks > 1:
-        warm_up = 2 * (stages - stage - 1) + (chunks - 1) * stages + 1
-        return min(warm_up / chunks, float(microbatches))
-    return float(min(stages - stage, microbatches))
+    if schedule == "1f1b":
+        return float(min(stages - stage, microbatches))
+    ahead = 2 * (stages - stage - 1) if schedule == "interleaved" else stages - 1
+    ahead += (chunks - 1) * microbatches_per_round(stages, microbatches)
+    return min((ahead + 1) / chunks, float(microbatches))
+
+
+def microbatches_per_round(stages: int, microbatches: int) -> int:
+    """How many microbatches a rank of several stages takes through one of them before it turns to the next."""
+    return microbatches // max(1, microbatches // stages)
 
 
 def _filling_divisor(schedule: str, chunks: int) -> float:
-    return {"interleaved": float(chunks), "zero-bubble": 3.0}.get(schedule, 1.0)
+    return {"interleaved": float(chunks), "zero-bubble": 3.0 * chunks}.get(schedule, 1.0)
 
 
-def _check(schedule: str, stages: int, microbatches: int, chunks: int) -> None:
+def check_schedule(schedule: str, stages: int, microbatches: int, chunks: int) -> None:
+    """Raises ``ValueError`` unless there is such a schedule of at least one stage, microbatch and chunk."""
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}: known are {', '.join(SCHEDULES)}")
     if min(stages, microbatches, chunks) < 1:

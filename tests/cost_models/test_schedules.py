@@ -83,6 +83,12 @@ def test_interleaving_divides_the_filling_by_the_chunks() -> None:
 
 def test_zero_bubble_leaves_a_third_of_the_filling() -> None:
     assert pipeline_s("zero-bubble", [3.0] * 4, microbatches=8) == pytest.approx(24.0 + 3.0)
+    assert pipeline_s("zero-bubble", [3.0] * 4, microbatches=8, chunks=2) == pytest.approx(24.0 + 1.5)
+
+
+def test_waiting_weight_gradients_make_every_rank_hold_as_much_as_the_first() -> None:
+    held = [microbatches_in_flight("zero-bubble", stages=4, stage=each, microbatches=8) for each in range(4)]
+    assert held == [4.0] * 4
 
 
 def test_interleaving_holds_more_on_the_first_rank_than_1f1b() -> None:
