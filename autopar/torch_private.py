@@ -7,6 +7,7 @@ that a torch release that moves something breaks one file. Append; keep each wra
 from __future__ import annotations
 
 import weakref
+from functools import cache
 from typing import Any
 
 import torch
@@ -216,3 +217,23 @@ def recompilations_allowed(limit: int) -> Any:
     import torch._dynamo.config
 
     return torch._dynamo.config.patch(recompile_limit=limit, accumulated_recompile_limit=4 * limit)
+
+
+@cache
+def kept_operators() -> frozenset[Any]:
+    """Return the overloads of operators whose results selective recomputation keeps.
+
+    Matrix products, convolution, attention in all its kernels, and the functional collectives that reduce or
+    exchange (``torch.ops._c10d_functional``). An operator that this torch lacks is left out.
+    """
+    aten = "mm addmm bmm baddbmm linear convolution _convolution _scaled_mm _grouped_mm"
+    attention = (
+        "scaled_dot_product_attention _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
+        "_scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable "
+        "_scaled_dot_product_attention_math _flash_attention_forward _efficient_attention_forward"
+    )
+    reducing = "all_reduce reduce_scatter_tensor all_to_all_single"
+    packets = [getattr(torch.ops.aten, name, None) for name in f"{aten} {attention}".split()]
+    packets += [getattr(torch.ops._c10d_functional, name, None) for name in reducing.split()]
+    return frozenset(getattr(p, overload) for p in packets if p is not None for overload in p.overloads())

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from types import MethodType
-from typing import Any
 
 import torch
 from torch import nn
 
 from autopar.errors import ModelError
 from autopar.runtime.axis import Axis
+from autopar.runtime.recompute import Forward, recomputed
 
 __all__ = ["bind"]
 
 
 def bind(
     module: nn.Module,
-    forwards: Mapping[str, Callable[..., Any]],
+    forwards: Mapping[str, Forward],
     axes: Mapping[str, Axis],
     *,
     compile_forwards: bool = False,
+    recompute: Mapping[str, str] | None = None,
 ) -> None:
     """Make submodules run generated forwards, and give them their ``axes``.
 
     ``forwards`` maps the path of a submodule (empty for the root) to a function whose first argument is
     ``self``. It is bound as an attribute of the instance: the module stays an object of its class, with its
     parameters, hooks and children. With ``compile_forwards`` each distinct function but the root's is
-    compiled, once for all modules that run it; hooks, FSDP2's among them, stay outside.
+    compiled, once for all modules that run it at one level of recomputation; hooks, FSDP2's among them, stay
+    outside. ``recompute`` says what a submodule recomputes in backward, by path: ``selective`` or ``full`` (see
+    ``autopar.runtime.recompute``); nothing where the path is missing.
 
-    Raises ModelError when a module has an attribute ``axes`` of its own.
+    Raises ModelError when a module has an attribute ``axes`` of its own, ValueError for another level.
     """
-    compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+    levels = recompute or {}
+
+    @cache
+    def made(forward: Forward, level: str | None, is_compiled: bool) -> Forward:
+        function = forward if level is None else recomputed(forward, level)
+        return torch.compile(function) if is_compiled else function
+
     for path, forward in forwards.items():
         target = module.get_submodule(path)
         _give_axes(target, path, axes)
-        if compile_forwards and path:
-            forward = compiled.setdefault(forward, torch.compile(forward))
-        target.forward = MethodType(forward, target)
+        is_compiled = compile_forwards and path != ""
+        target.forward = MethodType(made(forward, levels.get(path), is_compiled), target)
 
 
 def _give_axes(target: nn.Module, path: str, axes: Mapping[str, Axis]) -> None:

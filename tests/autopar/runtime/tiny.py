@@ -108,7 +108,12 @@ def mesh_of(sizes: dict[str, int]) -> Mesh:
 
 
 def parallel(
-    model: nn.Module, sizes: dict[str, int], *, compile_forwards: bool = False, **options: object
+    model: nn.Module,
+    sizes: dict[str, int],
+    *,
+    compile_forwards: bool = False,
+    recompute: str | None = None,
+    **options: object,
 ) -> tuple:
     """Shard a plain model in place over a mesh; returns the mesh and the orders at rest."""
     mesh = mesh_of(sizes)
@@ -121,7 +126,8 @@ def parallel(
     orders = orders_at_rest(table, mesh, ("tp",))
     speak_plain_state(model, orders)
     forwards = {"": root_forward} | dict.fromkeys(blocks, block_forward)
-    bind(model, forwards, mesh.axes, compile_forwards=compile_forwards)
+    levels = dict.fromkeys(blocks, recompute) if recompute else None
+    bind(model, forwards, mesh.axes, compile_forwards=compile_forwards, recompute=levels)
     return mesh, orders
 
 
