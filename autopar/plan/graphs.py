@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import keyword
+import re
+from dataclasses import replace
 
 from autopar.capture.graph import (
     Constant,
     Graph,
     GraphInput,
     GraphParameter,
+    Microbatches,
     Operator,
     Parameter,
     SegmentCall,
@@ -16,7 +19,7 @@ from autopar.capture.graph import (
     Value,
 )
 from autopar.errors import PlanError
-from autopar.plan.schema import OperatorEntry, Plan, SegmentTypeEntry
+from autopar.plan.schema import OperatorEntry, Plan, ScheduleEntry, SegmentTypeEntry
 from autopar.plan.text import read_argument, read_tensor
 from autopar.shardings.calls import references
 
@@ -36,7 +39,7 @@ def graph_of(plan: Plan) -> Graph:
     )
     graph = Graph(
         name=plan.model.name,
-        inputs=tuple(GraphInput(read_tensor(i.name, i.tensor), i.path) for i in plan.inputs),
+        inputs=tuple(GraphInput(_slice(read_tensor(i.name, i.tensor), plan), i.path) for i in plan.inputs),
         parameters=tuple(
             GraphParameter(
                 p.name,
@@ -55,9 +58,33 @@ def graph_of(plan: Plan) -> Graph:
         values={name: read_tensor(name, text) for name, text in plan.outer_values.items()},
         output_tree=plan.model.output_tree,
         notes=tuple(plan.notes),
+        microbatches=_microbatches(plan.schedule),
     )
     _check(graph)
     return graph
+
+
+def _microbatches(schedule: ScheduleEntry) -> Microbatches:
+    if schedule.microbatches < 1:
+        raise PlanError(f"the schedule has {schedule.microbatches} microbatches: it needs at least 1.")
+    for join in schedule.joins:
+        if not re.fullmatch(r"sum|same|cat \d+", join):
+            raise PlanError(f"the schedule joins outputs by '{join}': legal are sum, same and 'cat DIM'.")
+    return Microbatches(
+        schedule.microbatches, dict(schedule.dims), tuple(schedule.joins), dict(schedule.counted)
+    )
+
+
+def _slice(value: Value, plan: Plan) -> Value:
+    """One microbatch of an input."""
+    dim, count = plan.schedule.dims.get(value.name), plan.schedule.microbatches
+    if dim is None:
+        return value
+    if not 0 <= dim < len(value.shape) or value.shape[dim] % max(count, 1):
+        raise PlanError(
+            f"input {value.name} {list(value.shape)} cannot be cut along dim {dim} into {count} microbatches."
+        )
+    return replace(value, shape=(*value.shape[:dim], value.shape[dim] // count, *value.shape[dim + 1 :]))
 
 
 def _segment(entry: SegmentTypeEntry) -> SegmentType:

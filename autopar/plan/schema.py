@@ -48,7 +48,7 @@ class InputEntry(_Entry, frozen=True):
     path: str
     """Where the caller passes it: ``0``, ``labels``."""
     tensor: str
-    """``int64[8, 64]``"""
+    """``int64[8, 64]``: the whole batch."""
     layout: str
     """How a rank reads it: ``dp_shard:S(0)``."""
 
@@ -173,7 +173,15 @@ class ConversionEntry(_Entry, frozen=True):
 
 class ScheduleEntry(_Entry, frozen=True):
     name: str
+    """``none`` without stages."""
     microbatches: int
+    """Slices of the batch; the shapes of segments are those of one slice."""
+    dims: dict[str, int] = {}
+    """Dim along which each input is cut into slices, where there are several."""
+    joins: list[str] = []
+    """How the slices' outputs combine: ``sum``, ``cat 0`` (dim), ``same``."""
+    counted: dict[str, str] = {}
+    """Inputs that hold the number of targets that an operator does not ignore in the whole batch."""
 
 
 class MemoryEntry(_Entry, frozen=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
-from autopar.capture.graph import Graph, SegmentType
+from autopar.capture.graph import Graph, Microbatches, SegmentType, Value
 from autopar.plan.schema import (
     FORMAT,
     CandidateEntry,
@@ -28,9 +28,10 @@ from autopar.plan.schema import (
     TrainingEntry,
 )
 from autopar.plan.text import write_argument, write_tensor
+from autopar.planner.execution import Execution
 from autopar.planner.memory import Memory
 from autopar.planner.realize import Realized
-from autopar.planner.search import Found
+from autopar.planner.search import Found, Tried
 from autopar.planner.work import works
 from autopar.shardings.calls import Call
 from autopar.shardings.placement import REPLICATE, Layout, format_layout
@@ -87,23 +88,45 @@ def make_plan(graph: Graph, question: Question, found: Found) -> Plan:
         training=training,
         inputs=[
             InputEntry(
-                i.value.name, i.path, write_tensor(i.value), _layout(sharded.inputs[i.value.name], sharded)
+                i.value.name,
+                i.path,
+                write_tensor(_whole(i.value, sharded.graph.microbatches)),
+                _layout(sharded.inputs[i.value.name], sharded),
             )
-            for i in graph.inputs
+            for i in sharded.graph.inputs
         ],
         mesh=[MeshAxisEntry(axis.name, axis.size, axis.kind) for axis in sharded.axes],
-        stages=[_stage(sharded)],
-        outputs=list(graph.outputs),
-        outer_values={name: write_tensor(value) for name, value in graph.values.items()},
+        stages=[_stage(sharded, best.execution)],
+        outputs=list(sharded.graph.outputs),
+        outer_values={name: write_tensor(value) for name, value in sharded.graph.values.items()},
         segments=segment_entries(realized),
         parameters=_parameters(sharded),
         conversions=conversion_entries(realized),
-        schedule=ScheduleEntry("none", 1),
+        schedule=_schedule(sharded.graph.microbatches),
         predicted=predicted_entry(realized, best.step_s, training, flops, question.cluster),
         solver=_solver(found),
         notes=[*graph.notes, *_unruled(sharded.graph)],
         pins=question.pins,
     )
+
+
+def _schedule(microbatches: Microbatches) -> ScheduleEntry:
+    return ScheduleEntry(
+        "none",
+        microbatches.count,
+        dict(microbatches.dims),
+        list(microbatches.joins),
+        dict(microbatches.counted),
+    )
+
+
+def _whole(value: Value, microbatches: Microbatches) -> Value:
+    """An input of the whole batch, from one of a microbatch."""
+    dim = microbatches.dims.get(value.name)
+    if dim is None:
+        return value
+    shape = value.shape
+    return replace(value, shape=(*shape[:dim], shape[dim] * microbatches.count, *shape[dim + 1 :]))
 
 
 def _training(graph: Graph, question: Question) -> TrainingEntry:
@@ -132,7 +155,7 @@ def _model_flops(graph: Graph) -> float:
             for work in works(call, [value.shape for value in call.operands], results):
                 if work is not None and work.family in ("matmul", "attention", "attention_backward"):
                     total += calls[segment.name] * work.flops
-    return total
+    return total * graph.microbatches.count
 
 
 def _layout(layout: Layout, sharded: ShardedGraph) -> str:
@@ -141,13 +164,13 @@ def _layout(layout: Layout, sharded: ShardedGraph) -> str:
     return format_layout(tuple(p for _, p in shown), tuple(axis for axis, _ in shown))
 
 
-def _stage(sharded: ShardedGraph) -> StageEntry:
+def _stage(sharded: ShardedGraph, execution: Execution) -> StageEntry:
     calls = [
         SegmentCallEntry(call.type, call.module, list(call.arguments), list(call.results))
         for call in sharded.graph.calls
     ]
-    zero = 3 if any(axis.kind == "shard" for axis in sharded.axes) else 0
-    return StageEntry(calls, [0, max(prod(sharded.sizes), 1) - 1], "none", zero)
+    zero = execution.zero if any(axis.kind == "shard" for axis in sharded.axes) else 0
+    return StageEntry(calls, [0, max(prod(sharded.sizes), 1) - 1], execution.recompute, zero)
 
 
 def segment_entries(realized: Realized) -> list[SegmentTypeEntry]:
@@ -277,10 +300,23 @@ def _solver(found: Found) -> SolverEntry:
         method=solution.method,
         wall_s=round(found.wall_s, 3),
         candidates=[
-            CandidateEntry(_mesh_text(each.realized.sharded.axes), each.step_s, each.realized.memory.peak)
+            CandidateEntry(_candidate_text(each), each.step_s, each.realized.memory.peak)
             for each in found.runner_ups
         ],
     )
+
+
+def _candidate_text(tried: Tried) -> str:
+    """Mesh and execution, as far as it is not the plain one."""
+    execution, axes = tried.execution, tried.realized.sharded.axes
+    parts = [_mesh_text(axes)]
+    if any(axis.kind == "shard" for axis in axes):
+        parts.append(f"zero {execution.zero}")
+    if execution.recompute != "none":
+        parts.append(f"recompute {execution.recompute}")
+    if execution.microbatches > 1:
+        parts.append(f"{execution.microbatches} microbatches")
+    return ", ".join(parts)
 
 
 def _mesh_text(axes: tuple[NamedAxis, ...]) -> str:

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from autopar.capture.graph import Graph
-from autopar.errors import InfeasiblePlanError
+from autopar.errors import InfeasiblePlanError, PinError
+from autopar.planner.executions import microbatch_counts
 from autopar.planner.labels import is_sequence
+from autopar.planner.mesh import MeshAxis
 from autopar.planner.operators import PlannedType
 from autopar.planner.pins import Pins
 from autopar.planner.realize import Realized
 from autopar.planner.roles import does_main_work
 from autopar.shardings.sharded import ShardedGraph
 
-__all__ = ["check_batch", "check_idle", "nothing_fits"]
+__all__ = ["check_batch", "check_idle", "check_microbatch", "nothing_fits"]
 
 GB = 10**9
 
@@ -34,6 +36,18 @@ def check_batch(graph: Graph, pins: Pins) -> None:
                     f"Legal sizes of these axes together are {legal}; or use a {what} that is a multiple of "
                     f"{needed}."
                 )
+
+
+def check_microbatch(meshes: Sequence[tuple[MeshAxis, ...]], pins: Pins, batch: int) -> None:
+    """Raise ``PinError`` unless the pinned microbatch divides the batch of a data rank on some mesh."""
+    if pins.microbatch is None or any(microbatch_counts(axes, pins, batch) for axes in meshes):
+        return
+    ways = prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard"))
+    legal = ", ".join(str(n) for n in range(1, batch // ways + 1) if batch // ways % n == 0)
+    raise PinError(
+        f"pin microbatch={pins.microbatch}: {ways} data ranks take {batch // ways} of the {batch} sequences each. "
+        f"Legal microbatches are {legal}."
+    )
 
 
 def _batch_and_sequence(graph: Graph) -> tuple[set[int], set[int]]:

@@ -113,9 +113,17 @@ def temporary_bytes(
 
 
 def gathered_bytes(
-    graph: Graph, groups: tuple[ParameterGroup, ...], resting: Mapping[str, Layout], sizes: tuple[int, ...]
+    graph: Graph,
+    groups: tuple[ParameterGroup, ...],
+    resting: Mapping[str, Layout],
+    sizes: tuple[int, ...],
+    zero: int = 3,
 ) -> int:
-    """Working set of the data-parallel engine: the root's parameters, two blocks, one block's gradients."""
+    """Working set of the data-parallel engine.
+
+    At level 3 the root's parameters, two blocks and one block's gradients; below, all parameters and one
+    block's gradients (2) or all gradients in float32 (1).
+    """
     block_types = {call.type for call in graph.calls if call.module}
     root, by_type = 0, dict.fromkeys(block_types, 0)
     for group in groups:
@@ -125,7 +133,18 @@ def gathered_bytes(
             by_type[owners.pop()] += size
         else:
             root += size * len(group.names)
-    return 2 * root + 3 * max(by_type.values(), default=0)
+    largest = max(by_type.values(), default=0)
+    if zero == 3:
+        return 2 * root + 3 * largest
+    trained = [group for group in groups if group.value.requires_grad]
+    whole = sum(len(g.names) * value_bytes(g.value, resting[g.item.name], sizes) for g in trained)
+    if zero == 2:
+        return whole + largest
+    gradients = sum(
+        len(g.names) * prod(local_shape(g.value.shape, resting[g.item.name], sizes)) * GRADIENT_BYTES
+        for g in trained
+    )
+    return whole + gradients
 
 
 def activation_bytes(

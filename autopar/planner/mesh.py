@@ -68,14 +68,14 @@ def candidate_meshes(devices: int, pins: Pins, max_free_axes: int = 2) -> Iterat
 def _kinds_of(role: str, pins: Pins) -> tuple[str, ...]:
     kinds = _ROLE_KINDS[role]
     if role == "cp" and pins.zero is not None:
-        return (SHARD,) if pins.zero == 3 else (REPLICATE,)
+        return (SHARD,) if pins.zero else (REPLICATE,)
     return kinds
 
 
 def _free_kinds(pins: Pins) -> tuple[str, ...]:
     """Kinds of the axes that no pin names; a pinned role is not free to appear a second time."""
     kinds = [kind for kind in KINDS if kind != MODEL or "tp" not in pins.sizes]
-    if ("dp_replicate" in pins.sizes and "cp" in pins.sizes) or pins.zero == 3:
+    if ("dp_replicate" in pins.sizes and "cp" in pins.sizes) or pins.zero:
         kinds = [kind for kind in kinds if kind != REPLICATE]
     if ("dp_shard" in pins.sizes and "cp" in pins.sizes) or pins.zero == 0:
         kinds = [kind for kind in kinds if kind != SHARD]

@@ -76,7 +76,7 @@ class Prices:
     cluster: Cluster
     axes: tuple[MeshAxis, ...]
     known: Known = field(default_factory=Known, repr=False)
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

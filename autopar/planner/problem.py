@@ -45,6 +45,6 @@ def _fan(tensor: Tensor, space: Space, position: dict[Item, int]) -> Fan:
         consumers=tuple(position[use.item] for use in tensor.uses),
         produced=np.array([produced[layout] for layout in made]),
         wanted=tuple(np.array([wanted[layout] for layout in layouts]) for layouts in wants),
-        costs=tensor.count * table.seconds[np.ix_(rows, columns)],
+        costs=tensor.count * space.prices.execution.microbatches * table.seconds[np.ix_(rows, columns)],
         usages=np.array([float(kept * value_bytes(tensor.value, layout, sizes)) for layout in wanted]),
     )

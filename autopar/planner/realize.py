@@ -92,7 +92,8 @@ def realize(
             for g in groups
         },
         sum(len(g.names) * prices.traffic_s(g.value, decisions.parameters[g.item.name]) for g in groups),
-        sum(counts[type_name] * price.seconds for (type_name, _), price in operators.items()),
+        prices.execution.microbatches
+        * sum(counts[type_name] * price.seconds for (type_name, _), price in operators.items()),
         sum(conversion.seconds for conversion in conversions),
         memory,
     )
@@ -152,16 +153,22 @@ def _memory(
         held = len(group.names) * value_bytes(group.value, layout, prices.sizes) / prices.shard_ways
         elements += held if not group.value.requires_grad else 0.0
         trained += held / dtype_bytes(group.value.dtype) if group.value.requires_grad else 0.0
-    has_engine = any(axis.is_data for axis in prices.axes)
     return Memory(
         parameters=round(PARAMETER_BYTES * trained + elements),
         gradients=round(GRADIENT_BYTES * trained),
         optimizer=round(OPTIMIZER_BYTES * trained),
-        gathered=gathered_bytes(graph, groups, decisions.parameters, prices.sizes) if has_engine else 0,
+        gathered=_gathered(graph, groups, decisions, prices),
         activations=round(own + activation_bytes(tensors, versions, prices.sizes)),
         temporaries=temporary_bytes(types, strategies, prices.sizes),
         overhead=device_overhead(prices.cluster.device, len(prices.axes)),
     )
+
+
+def _gathered(graph: Graph, groups: tuple[ParameterGroup, ...], decisions: Decisions, prices: Prices) -> int:
+    if not any(axis.is_data for axis in prices.axes):
+        return 0
+    zero = prices.execution.zero if prices.shard_ways > 1 else 3
+    return gathered_bytes(graph, groups, decisions.parameters, prices.sizes, zero)
 
 
 def _wanted(
@@ -227,6 +234,5 @@ def _conversion(
             f"{format_layout(target, names)}. Choose strategies that agree."
         )
     steps = tuple(table.path(source, target))
-    return Conversion(
-        tensor.value, tensor.members, source, target, steps, tensor.count, tensor.count * seconds
-    )
+    count = tensor.count * prices.execution.microbatches
+    return Conversion(tensor.value, tensor.members, source, target, steps, count, count * seconds)

@@ -12,8 +12,10 @@ from autopar.plan.graphs import graph_of
 from autopar.plan.schema import Plan
 from autopar.planner.assemble import conversion_entries, predicted_entry, segment_entries
 from autopar.planner.decisions import Decisions
+from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
 from autopar.planner.mesh import KINDS, MeshAxis
 from autopar.planner.operators import planned_types
+from autopar.planner.pins import ZERO_LEVELS
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, realize
 from autopar.planner.saved import saved_by
@@ -36,7 +38,7 @@ def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
     _check_operators(graph)
     axes = _axes(plan, cluster)
     names = tuple(axis.axis for axis in plan.mesh)
-    prices = Prices(cluster, axes)
+    prices = Prices(cluster, axes, execution=_execution(plan))
     decisions = _decisions(plan, graph, names, axes)
     realized = realize(graph, planned_types(graph), names, decisions, prices)
     updated = msgspec.structs.replace(
@@ -63,6 +65,16 @@ def _check_operators(graph: Graph) -> None:
                     f"operator {segment.name}.{operator.name} ({operator.target}) is not called as it should "
                     f"be: {type(error).__name__}: {error}. Restore its arguments or plan again."
                 ) from error
+
+
+def _execution(plan: Plan) -> Execution:
+    (stage,) = plan.stages
+    if stage.recompute not in RECOMPUTE_LEVELS or stage.zero not in ZERO_LEVELS:
+        raise PlanError(
+            f"a stage has recompute '{stage.recompute}' and zero {stage.zero}: legal are "
+            f"{', '.join(RECOMPUTE_LEVELS)} and {', '.join(map(str, ZERO_LEVELS))}."
+        )
+    return Execution(False, stage.recompute, plan.schedule.microbatches, stage.zero)
 
 
 def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:

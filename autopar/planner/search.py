@@ -1,4 +1,4 @@
-"""The search: every candidate mesh, the best strategies on each, and the fastest plan that fits."""
+"""The search: every candidate mesh and execution, the best strategies on each, the fastest plan that fits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 
 from autopar.capture.biases import without_biases
 from autopar.capture.graph import Graph
 from autopar.errors import InfeasiblePlanError
 from autopar.planner.decisions import decisions_of
-from autopar.planner.diagnosis import check_batch, check_idle, nothing_fits
+from autopar.planner.diagnosis import check_batch, check_idle, check_microbatch, nothing_fits
+from autopar.planner.execution import Execution
+from autopar.planner.executions import Chain, execution_chains
 from autopar.planner.memory import device_overhead
-from autopar.planner.mesh import candidate_meshes
+from autopar.planner.mesh import MeshAxis, candidate_meshes
+from autopar.planner.microbatches import Cut, batch_size, in_microbatches
 from autopar.planner.naming import axis_names
 from autopar.planner.operators import PlannedType, planned_types
 from autopar.planner.pins import Pins
@@ -29,6 +34,8 @@ __all__ = ["Found", "Options", "Tried", "search"]
 
 TIGHTENINGS = 4
 """How often the limit on kept bytes is lowered until the whole peak fits."""
+LEANER = 0.98
+"""More microbatches must take less than this share of the memory of fewer, or still more are not tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +49,18 @@ class Options:
     """For one mesh."""
     keep: Keep | None = None
     """What the search may choose from, where that is not everything."""
+    is_compiled: bool = False
+    """The program's blocks will go through ``torch.compile``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One mesh and the best plan on it."""
+    """One mesh with one execution, and the best plan on it."""
 
     realized: Realized
     solution: Solution
     step_s: float
+    execution: Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +82,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A captured model made ready for any mesh."""
+    """A graph made ready for any mesh."""
 
     graph: Graph
     types: Mapping[str, PlannedType]
 
     @staticmethod
     def of(graph: Graph) -> Model:
-        graph = without_biases(graph)
         return Model(graph, planned_types(graph))
 
 
@@ -91,24 +100,110 @@ def search(graph: Graph, cluster: Cluster, options: Options) -> Found:
     """
     start_s = time.perf_counter()
     check_batch(graph, options.pins)
-    model = Model.of(graph)
-    limit = options.memory_bytes or cluster.device.memory_bytes
-    tried: list[Tried] = []
-    misfits: list[Tried] = []
-    known: dict[tuple[int, ...], Known] = {}
-    for axes in candidate_meshes(cluster.devices, options.pins):
-        prices = Prices(cluster, axes, known.setdefault(tuple(axis.size for axis in axes), Known()))
-        found = _best_on(model, prices, limit, options)
-        if found is not None:
-            (tried if found.realized.memory.peak <= limit else misfits).append(found)
-    tried.sort(key=lambda each: each.step_s)
-    tried = [each for each in tried if not _splits_an_axis(each)] or tried
-    busy = [each for each in tried if not check_idle(each.realized.sharded, model.types)]
-    if not tried:
-        raise nothing_fits([each.realized for each in misfits], limit)
-    if not busy:
-        raise InfeasiblePlanError(check_idle(tried[0].realized.sharded, model.types))
-    return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
+    return _Search(graph, cluster, options).run(start_s)
+
+
+@dataclass
+class _Search:
+    """One search: what it was asked, and what it has worked out so far."""
+
+    graph: Graph
+    cluster: Cluster
+    options: Options
+    models: dict[int, Model | Cut] = field(default_factory=dict)
+    """By number of microbatches."""
+    known: dict[tuple[int, tuple[int, ...], object], Known] = field(default_factory=dict)
+    """Prices by number of microbatches, sizes of the mesh and what else they depend on."""
+
+    @cached_property
+    def limit(self) -> int:
+        return self.options.memory_bytes or self.cluster.device.memory_bytes
+
+    @cached_property
+    def whole(self) -> Model:
+        return Model.of(without_biases(self.graph))
+
+    def run(self, start_s: float) -> Found:
+        """The fastest of the best plans on every mesh."""
+        tried: list[Tried] = []
+        misfits: list[Tried] = []
+        meshes = list(candidate_meshes(self.cluster.devices, self.options.pins))
+        check_microbatch(meshes, self.options.pins, batch_size(self.graph))
+        for axes in meshes:
+            for found in self._on_mesh(axes):
+                (tried if found.realized.memory.peak <= self.limit else misfits).append(found)
+        tried.sort(key=lambda each: each.step_s)
+        tried = [each for each in tried if not _splits_an_axis(each)] or tried
+        busy = [each for each in tried if not check_idle(each.realized.sharded, self.whole.types)]
+        if not tried:
+            raise nothing_fits([each.realized for each in misfits], self.limit)
+        if not busy:
+            raise InfeasiblePlanError(check_idle(tried[0].realized.sharded, self.whole.types))
+        return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
+
+    def _on_mesh(self, axes: tuple[MeshAxis, ...]) -> list[Tried]:
+        """The best plan of every chain of executions; where one fits, leaner chains are slower."""
+        found = []
+        chains = execution_chains(
+            axes, self.options.pins, batch_size(self.graph), is_compiled=self.options.is_compiled
+        )
+        for chain in chains:
+            best = self._on_chain(axes, chain)
+            if best is not None:
+                found.append(best)
+                if (
+                    best.realized.memory.peak <= self.limit
+                    and best.execution.microbatches == chain[0].microbatches
+                ):
+                    break
+        return found
+
+    def _on_chain(self, axes: tuple[MeshAxis, ...], chain: Chain) -> Tried | None:
+        """The first execution that fits, or the leanest one."""
+        leanest = None
+        for execution in chain:
+            model = self._model(execution.microbatches)
+            if isinstance(model, Cut):
+                continue
+            found = _best_on(model, self._prices(axes, execution), self.limit, self.options)
+            if found is None or not self._is_as_pinned(found):
+                continue
+            if found.realized.memory.peak <= self.limit:
+                return found
+            if leanest is not None and found.realized.memory.peak > LEANER * leanest.realized.memory.peak:
+                break
+            leanest = found
+        return leanest
+
+    def _model(self, microbatches: int) -> Model | Cut:
+        if microbatches not in self.models:
+            graph = in_microbatches(self.whole.graph, self.whole.types, microbatches)
+            self.models[microbatches] = graph if isinstance(graph, Cut) else Model.of(graph)
+        return self.models[microbatches]
+
+    def _prices(self, axes: tuple[MeshAxis, ...], execution: Execution) -> Prices:
+        sizes = tuple(axis.size for axis in axes)
+        key = (execution.microbatches, sizes, (execution.is_compiled, execution.recompute))
+        return Prices(self.cluster, axes, self.known.setdefault(key, Known()), execution)
+
+    def _is_as_pinned(self, found: Tried) -> bool:
+        """True when a data rank takes as many sequences at a time as the pins say."""
+        wanted = self.options.pins.microbatch
+        return wanted is None or wanted == microbatch_size(found.realized)
+
+
+def microbatch_size(realized: Realized) -> int:
+    """Sequences that one data rank takes at a time."""
+    sharded = realized.sharded
+    rows = batch_size(sharded.graph)
+    name = next((i.value.name for i in sharded.graph.inputs if i.value.shape[:1] == (rows,)), "")
+    layout = sharded.inputs.get(name, ())
+    ways = prod(
+        axis.size
+        for axis, placement in zip(sharded.axes, layout, strict=False)
+        if placement.is_shard and placement.dim == 0
+    )
+    return rows // ways
 
 
 def _splits_an_axis(tried: Tried) -> bool:
@@ -153,4 +248,4 @@ def _tried(model: Model, space: Space, solution: Solution) -> Tried:
         assert math.isclose(realized.objective_s, solution.cost, rel_tol=1e-6), (
             f"the plan costs {realized.objective_s} s, the solver says {solution.cost} s"
         )
-    return Tried(realized, solution, step_s(realized, space.prices))
+    return Tried(realized, solution, step_s(realized, space.prices), space.prices.execution)

@@ -104,7 +104,7 @@ def _operator_candidates(
         Candidate(
             each.strategy.operands,
             each.strategy.results,
-            count * each.seconds,
+            count * prices.execution.microbatches * each.seconds,
             count * each.kept_bytes,
             each.strategy,
         )

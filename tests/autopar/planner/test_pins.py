@@ -142,11 +142,11 @@ def test_pins_round_trip_as_text(text: str) -> None:
         ("tp", "has no value"),
         ("tp=0", "at least 1"),
         ("tp=two", "whole number"),
-        ("zero=2", "1 and 2 are not yet"),
+        ("zero=4", "legal are 0"),
         ("tpp=2", "Did you mean 'tp'"),
         ("pp=2", "pipeline stages"),
-        ("microbatch=4", "not supported yet"),
-        ("recompute=full", "only 'none'"),
+        ("microbatch=0", "whole number"),
+        ("recompute=all", "legal are none, selective, full"),
     ],
 )
 def test_a_wrong_pin_is_named(text: str, message: str) -> None:
