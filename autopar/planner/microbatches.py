@@ -22,6 +22,7 @@ from autopar.capture.graph import (
     SegmentType,
     Value,
 )
+from autopar.capture.upstream import counted_targets, upstream
 from autopar.planner.operators import PlannedType
 from autopar.planner.spread import Cut, Spread, spread_cut
 from autopar.shardings.calls import Call
@@ -63,7 +64,10 @@ def in_microbatches(graph: Graph, types: Mapping[str, PlannedType], count: int) 
     if isinstance(spread, Cut):
         return spread
     joins = tuple(_join(spread.outer[name]) for name in graph.outputs)
-    return _Writer(graph, types, spread, count).write(dims, joins)
+    written = _Writer(graph, types, spread, count).write(dims, joins)
+    if upstream(written, counted_targets(written)) is None:
+        return Cut("the targets of a cross-entropy are made inside a repeated block, or of parameters")
+    return written
 
 
 def _join(placement: Placement) -> str:

@@ -24,7 +24,7 @@ from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.prices import OperatorPrice, Prices
 from autopar.planner.tensors import ParameterGroup, Tensor, parameter_groups, tensors_of
 from autopar.shardings.placement import REPLICATE, Layout, format_layout, is_legal
-from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph
+from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph, Stage
 from autopar.shardings.strategy import Strategy, combined, divides
 from cost_models.dtypes import dtype_bytes
 
@@ -82,7 +82,14 @@ def realize(
     memory = _memory(graph, types, tensors, groups, strategies, decisions, prices)
     resting = {name: decisions.parameters[group.item.name] for group in groups for name in group.names}
     sharded = ShardedGraph(
-        graph, axes, strategies, dict(decisions.boundaries), dict(decisions.inputs), resting, conversions
+        graph,
+        axes,
+        strategies,
+        dict(decisions.boundaries),
+        dict(decisions.inputs),
+        resting,
+        conversions,
+        (Stage((0, len(graph.calls) - 1), prices.execution.recompute, prices.execution.zero),),
     )
     return Realized(
         sharded,

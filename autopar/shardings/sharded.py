@@ -9,7 +9,7 @@ from autopar.shardings.conversion import Step
 from autopar.shardings.placement import Layout
 from autopar.shardings.strategy import Strategy
 
-__all__ = ["Conversion", "NamedAxis", "ShardedGraph"]
+__all__ = ["Conversion", "NamedAxis", "ShardedGraph", "Stage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,16 @@ class Conversion:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive segment calls that one submesh runs, and how."""
+
+    calls: tuple[int, int]
+    """First and last, among the graph's calls."""
+    recompute: str = "none"
+    zero: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class ShardedGraph:
     """Strategies, layouts and conversions of a whole model on one mesh."""
 
@@ -57,6 +67,7 @@ class ShardedGraph:
     parameters: dict[str, Layout]
     """Layout at rest of every parameter and buffer by full name, data axes left out (``R|P`` or ``R``)."""
     conversions: tuple[Conversion, ...]
+    stages: tuple[Stage, ...]
 
     def steps(self) -> dict[tuple[str, str, Layout], tuple[Step, ...]]:
         """Steps of every conversion by (segment type, value, wanted layout)."""
