@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from autopar.capture.graph import SegmentCall, SegmentType, full_name
+from autopar.capture.graph import GraphInput, SegmentCall, SegmentType, full_name
+from autopar.capture.upstream import counted_targets, upstream
 from autopar.codegen.lines import Line, layout_lines
 from autopar.codegen.segment import Scope, SegmentWriter
 from autopar.codegen.tables import blocks_table, program_tables
-from autopar.codegen.text import attribute, comment, identifier
+from autopar.codegen.text import attribute, comment, identifier, literal
+from autopar.shardings.calls import Call
 from autopar.shardings.placement import REPLICATE, Layout, local_shape
 from autopar.shardings.sharded import ShardedGraph
 
@@ -32,14 +34,48 @@ def program_source(sharded: ShardedGraph, title: str) -> str:
     blocks = [_block(sharded, segment) for segment in sharded.graph.types if _is_block(sharded, segment)]
     root = _Root(sharded).function()
     functions = [*blocks, root]
+    counting = _counting(sharded)
     parts = [
         _header(title, sharded),
-        _imports(functions),
+        _imports([*functions, *counting]),
         program_tables(sharded),
         *(_class(function) for function in functions),
+        *(_counts(function) for function in counting),
         _build(sharded),
     ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _counting(sharded: ShardedGraph) -> list[_Function]:
+    """The function that counts targets before the first microbatch, where losses divide by their number."""
+    counted = sharded.graph.microbatches.counted
+    places = counted_targets(sharded.graph)
+    part = upstream(sharded.graph, places)
+    if not counted or part is None:
+        return []
+    root = _Root(replace(sharded, graph=part))
+    arguments = [root.bind_input(i) for i in sharded.graph.inputs if i.value.name not in counted]
+    root.write_calls()
+    results = []
+    for where, output in zip(counted.values(), part.outputs, strict=True):
+        results.append(_count(sharded, where, root, output))
+    return [_Function("count_targets_of", "", tuple(arguments), root.scope, tuple(results))]
+
+
+def _count(sharded: ShardedGraph, where: str, root: _Root, output: str) -> str:
+    """The expression of one count, over all axes that shard the targets."""
+    name, _, operator = where.partition(".")
+    segment = next(segment for segment in sharded.graph.types if segment.name == name)
+    entropy = Call(next(op for op in segment.operators if op.name == operator), segment.values)
+    layout = sharded.strategies[name, operator].operands[1]
+    axes = [axis.name for axis, placement in zip(sharded.axes, layout, strict=True) if placement.is_shard]
+    root.scope.axes.update(axes)
+    root.scope.runtime.add("count_targets")
+    written = [root.as_read(output, (name, entropy.operands[1].name), layout)]
+    written += [f"axes=({', '.join(axes)}{',' if len(axes) == 1 else ''})"] if axes else []
+    ignored = entropy.argument(4, "ignore_index", -100)
+    written += [f"ignore_index={literal(ignored, {}, '')}"] if ignored != -100 else []
+    return f"count_targets({', '.join(written)})"
 
 
 def _is_block(sharded: ShardedGraph, segment: SegmentType) -> bool:
@@ -87,12 +123,30 @@ class _Root:
         self.device = ""
 
     def function(self) -> _Function:
-        arguments = []
-        for graph_input in self.graph.inputs:
-            name = self.scope.fresh(graph_input.value.name)
-            arguments.append(name)
-            self._bind(graph_input.value.name, self.sharded.inputs[graph_input.value.name], name)
-        self.device = f"{arguments[0]}.device" if arguments else 'torch.device("cpu")'
+        arguments = [self.bind_input(graph_input) for graph_input in self.graph.inputs]
+        self.write_calls()
+        plain = (REPLICATE,) * len(self.sharded.axes)
+        outputs = tuple(self._version(name, plain) for name in self.graph.outputs)
+        return _Function("Root", "the whole model", tuple(arguments), self.scope, outputs)
+
+    def bind_input(self, graph_input: GraphInput) -> str:
+        """The name of an argument of the forward."""
+        name = self.scope.fresh(graph_input.value.name)
+        self._bind(graph_input.value.name, self.sharded.inputs[graph_input.value.name], name)
+        self.device = self.device or f"{name}.device"
+        return name
+
+    def as_read(self, output: str, inside: tuple[str, str], layout: Layout) -> str:
+        """A segment's output as that segment itself reads it, where it is called ``inside``."""
+        source = self.home[output]
+        expr = self.versions[output, source]
+        if layout == source:
+            return expr
+        return self.scope.write_conversion(inside, self.graph.values[output].shape, source, layout, expr)
+
+    def write_calls(self) -> None:
+        """Write all calls of the graph."""
+        self.device = self.device or 'torch.device("cpu")'
         calls = list(self.graph.calls)
         while calls:
             run = self._run(calls)
@@ -103,9 +157,6 @@ class _Root:
             else:
                 self._inline(calls[0])
             del calls[: len(run)]
-        plain = (REPLICATE,) * len(self.sharded.axes)
-        outputs = tuple(self._version(name, plain) for name in self.graph.outputs)
-        return _Function("Root", "the whole model", tuple(arguments), self.scope, outputs)
 
     def _bind(self, value: str, layout: Layout, expr: str) -> None:
         self.versions[value, layout] = expr
@@ -280,6 +331,20 @@ def _class(function: _Function) -> str:
     )
 
 
+def _counts(function: _Function) -> str:
+    """The function that the runtime calls on each microbatch's inputs before the first one runs."""
+    axes = [name for name in function.scope.sharded.axis_names if name in function.scope.axes]
+    body = [f'    {name} = axes["{name}"]' for name in axes]
+    body += layout_lines(function.scope.lines, "    ")
+    result = ", ".join(function.results) + ("," if len(function.results) == 1 else "")
+    return (
+        f"\ndef {function.name}(axes, {', '.join(function.arguments)}):\n"
+        '    """Targets of one microbatch, on all ranks, that a loss does not ignore."""\n'
+        + "\n".join([*body, f"    return ({result})"])
+        + "\n"
+    )
+
+
 _BUILD_NAMES = (
     "Input",
     "Parameter",
@@ -304,18 +369,18 @@ def build(module: nn.Module | None = None, *, compile: bool = False, seed: int =
     mesh = init_mesh(MESH)
     is_new = module is None
     if is_new:
-        module = parameter_tree(PARAMETERS, {"": Root, **BLOCKS})
+        module = parameter_tree(PARAMETERS, {{"": Root, **BLOCKS}})
         keep_identity(module)
     distribute(module, PARAMETERS, mesh, MODEL_AXES)
-    forwards = {"": Root.forward, **{path: kind.forward for path, kind in BLOCKS.items()}}
-    bind(module, forwards, mesh.axes, compile_forwards=compile)
+    forwards = {{"": Root.forward, **{{path: kind.forward for path, kind in BLOCKS.items()}}}}
+    bind(module, forwards, mesh.axes, compile_forwards=compile{recompute})
     shard_data(
         module,
         BLOCKS,
         mesh,
         replicate_axes=REPLICATE_AXES,
         shard_axes=SHARD_AXES,
-        compute_dtype=COMPUTE_DTYPE,
+        compute_dtype=COMPUTE_DTYPE,{zero}
     )
     if is_new:
         module.to_empty(device=mesh.device)
@@ -323,7 +388,7 @@ def build(module: nn.Module | None = None, *, compile: bool = False, seed: int =
     orders = orders_at_rest(PARAMETERS, mesh, MODEL_AXES)
     speak_plain_state(module, orders)
     seed_ranks(seed, mesh.axes, RANDOM_AXES)
-    return Running(module, mesh, INPUTS, OUTPUTS, orders)
+    return Running(module, mesh, INPUTS, OUTPUTS, orders{microbatches})
 
 
 if __name__ == "__main__":
@@ -334,4 +399,13 @@ if __name__ == "__main__":
 def _build(sharded: ShardedGraph) -> str:
     """Which block runs where, and the one visible order of what is done to the module."""
     blocks = {call.module: call.type for call in sharded.graph.calls if call.module}
-    return f"\n{blocks_table(list(blocks.items()))}\n{_BUILD}"
+    (stage,) = sharded.stages
+    has_shards = any(axis.kind == "shard" for axis in sharded.axes)
+    microbatches = sharded.graph.microbatches
+    counts = ", counts=count_targets_of" if microbatches.counted else ""
+    build = _BUILD.format(
+        recompute=", recompute=dict.fromkeys(BLOCKS, RECOMPUTE)" if stage.recompute != "none" else "",
+        zero="\n        zero=ZERO," if has_shards else "",
+        microbatches=f", MICROBATCHES, JOINS{counts}" if microbatches.count > 1 else "",
+    )
+    return f"\n{blocks_table(list(blocks.items()))}\n{build}"

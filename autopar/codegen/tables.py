@@ -20,7 +20,13 @@ _INDEXED = re.compile(r"([A-Za-z0-9_.]*?)\.?\b(\d+)(\.[A-Za-z0-9_.]+)?")
 
 def program_tables(sharded: ShardedGraph) -> str:
     """All tables but the one of the blocks."""
-    tables = [*_mesh_tables(sharded), _inputs(sharded), _parameters(sharded), _outputs(sharded)]
+    tables = [
+        *_mesh_tables(sharded),
+        *_execution(sharded),
+        _inputs(sharded),
+        _parameters(sharded),
+        _outputs(sharded),
+    ]
     return "\n".join(tables)
 
 
@@ -52,13 +58,41 @@ def _mesh_tables(sharded: ShardedGraph) -> Iterator[str]:
     )
 
 
+def _execution(sharded: ShardedGraph) -> Iterator[str]:
+    """What is done beside the plain step, where something is."""
+    (stage,) = sharded.stages
+    microbatches = sharded.graph.microbatches
+    if any(axis.kind == "shard" for axis in sharded.axes):
+        yield _documented(
+            f"ZERO = {stage.zero}",
+            "1: parameters gathered and gradients scattered once a step; 2: gradients with every microbatch; "
+            "3: parameters for every use.",
+        )
+    if stage.recompute != "none":
+        yield _documented(
+            f"RECOMPUTE = {quoted(stage.recompute)}", "What blocks compute again in the backward."
+        )
+    if microbatches.count > 1:
+        joins = _tuple(quoted(join) for join in microbatches.joins)
+        yield _documented(
+            f"MICROBATCHES = {microbatches.count}\nJOINS = {joins}",
+            "Slices of the batch that run one after the other, and how their outputs combine.",
+        )
+
+
 def _inputs(sharded: ShardedGraph) -> str:
     lines = ["INPUTS = ["]
+    microbatches = sharded.graph.microbatches
     for graph_input in sharded.graph.inputs:
         value, layout = graph_input.value, sharded.inputs[graph_input.value.name]
+        if value.name in microbatches.counted:
+            continue
+        dim = microbatches.dims.get(value.name)
+        shape = tuple(size * microbatches.count if at == dim else size for at, size in enumerate(value.shape))
+        written = [_layout_text(layout, sharded), f"microbatch:S({dim})" if dim is not None else ""]
         lines.append(
-            f"    Input({quoted(graph_input.path)}, {value.shape}, torch.{identifier(value.dtype)}, "
-            f"{quoted(_layout_text(layout, sharded))}),"
+            f"    Input({quoted(graph_input.path)}, {shape}, torch.{identifier(value.dtype)}, "
+            f"{quoted(' '.join(filter(None, written)))}),"
         )
     meaning = "The batch: where the caller passes it, its global shape, and the layout that a rank reads."
     return _documented("\n".join([*lines, "]"]), meaning)

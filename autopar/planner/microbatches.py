@@ -84,6 +84,8 @@ class _Segment:
     operators: list[Operator] = field(default_factory=list)
     counted: dict[str, str] = field(default_factory=dict)
     """Operator of each count that the segment reads, by value."""
+    given: dict[str, str] = field(default_factory=dict)
+    """What each of these is called between segments."""
 
 
 class _Writer:
@@ -104,11 +106,11 @@ class _Writer:
         values = {
             name: self._slice(value, self.spread.outer[name]) for name, value in self.graph.values.items()
         }
-        counted = {
-            f"{name}_{inside}": f"{name}.{operator}"
-            for name, segment in written.items()
-            for inside, operator in segment.counted.items()
-        }
+        counted: dict[str, str] = {}
+        for name, segment in written.items():
+            for inside, operator in segment.counted.items():
+                segment.given[inside] = _unused("target_count", {**self.graph.values, **counted})
+                counted[segment.given[inside]] = f"{name}.{operator}"
         values |= {name: Value(name, (), "float32", False) for name in counted}
         inputs = [
             replace(i, value=self._slice(i.value, self.spread.outer[i.value.name])) for i in self.graph.inputs
@@ -125,7 +127,7 @@ class _Writer:
 
     def _call(self, call: SegmentCall, segment: _Segment) -> SegmentCall:
         return replace(
-            call, arguments=(*call.arguments, *(f"{call.type}_{inside}" for inside in segment.counted))
+            call, arguments=(*call.arguments, *(segment.given[inside] for inside in segment.counted))
         )
 
     def _slice(self, value: Value, placement: Placement) -> Value:
@@ -182,7 +184,7 @@ def _counted(operator: Operator, written: _Segment) -> list[Operator]:
     """The slice's sum, divided by the number of targets of the whole batch."""
     (result,) = operator.results
     assert result is not None
-    count = _unused(f"{result}_count", written.values)
+    count = _unused("target_count", written.values)
     written.values[count] = Value(count, (), "float32", False)
     call = Call(operator, written.values)
     ignored, smoothing = call.argument(4, "ignore_index", _IGNORED), call.argument(5, "label_smoothing", 0.0)
@@ -215,7 +217,7 @@ def _then(
     ]
 
 
-def _unused(wanted: str, values: Mapping[str, Value]) -> str:
+def _unused(wanted: str, values: Mapping[str, object]) -> str:
     name, count = wanted, 1
     while name in values:
         count += 1
