@@ -65,8 +65,7 @@ def _execution(sharded: ShardedGraph) -> Iterator[str]:
     if any(axis.kind == "shard" for axis in sharded.axes):
         yield _documented(
             f"ZERO = {stage.zero}",
-            "1: parameters gathered and gradients scattered once a step; 2: gradients with every microbatch; "
-            "3: parameters for every use.",
+            "Parameters are gathered once a step (1, 2) or for every use (3), gradients scattered once (1) or always.",
         )
     if stage.recompute != "none":
         yield _documented(
