@@ -82,7 +82,7 @@ class Price:
 
 def operator_s(work: Work, device: Device) -> Price:
     """Device time of ``work``, kernel launches included, host time excluded (``host_s``)."""
-    if work.family == "free" or work.kernels == 0:
+    if work.family == "free" or (work.kernels == 0 and not work.moved_bytes):
         return Price(0.0, "measured")
     if work.family == "matmul":
         return _matmul_price(work, device)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import prod
 
 from autopar.capture.graph import Graph, Value
+from autopar.planner.kept import Kept
 from autopar.planner.operators import PlannedOperator, PlannedType
-from autopar.planner.saved import saved_by
 from autopar.planner.tensors import ParameterGroup, Tensor
 from autopar.shardings.placement import Layout, local_shape
 from autopar.shardings.strategy import Strategy
@@ -73,17 +73,16 @@ def resting_bytes(value: Value, layout: Layout, sizes: tuple[int, ...], shard_wa
     return (PARAMETER_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES) * elements / shard_ways
 
 
-def kept_by_operator(operator: PlannedOperator, strategy: Strategy, sizes: tuple[int, ...]) -> float:
-    """What autograd keeps of an operator's own making; operands are charged to the tensors they are."""
-    saved = saved_by(operator.call)
-    kept = 0.0
-    if saved.keeps_result:
-        for value, layout in zip(operator.call.results, strategy.results, strict=True):
-            kept += value_bytes(value, layout, sizes) if value is not None else 0
-    if saved.extra_bytes_per_element:
-        shape = local_shape(operator.call.operands[0].shape, strategy.operands[0], sizes)
-        kept += prod(shape) * saved.extra_bytes_per_element
-    return kept
+def kept_by_operator(
+    operator: PlannedOperator, strategy: Strategy, sizes: tuple[int, ...], kept: Kept
+) -> float:
+    """What an operator keeps beside tensors that others read: statistics, masks, log-probabilities."""
+    place = kept.place_of(operator.name)
+    saved = kept.saved[place]
+    if not operator.call.operands or not kept.keeps_statistics(place):
+        return 0.0
+    shape = local_shape(operator.call.operands[0].shape, strategy.operands[0], sizes)
+    return prod(shape) * saved.extra_bytes_per_element + prod(shape[:-1]) * saved.bytes_per_row
 
 
 def temporary_bytes(
@@ -153,9 +152,9 @@ def activation_bytes(
     """Kept versions of tensors; ``versions`` gives, by tensor position, the layouts that its readers want."""
     return float(
         sum(
-            tensor.count * value_bytes(tensor.value, layout, sizes)
+            tensor.kept_count * value_bytes(tensor.value, layout, sizes)
             for position, tensor in enumerate(tensors)
-            if tensor.is_kept
+            if tensor.kept_count
             for layout in versions[position]
         )
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autopar.capture.graph import Graph, SegmentType
 from autopar.planner.labels import Labels, labels_by_type
+from autopar.planner.regions import BLOCK, segment_roles
 from autopar.shardings.blocks import spread_blocks, without_idle_factors
 from autopar.shardings.calls import Call
 from autopar.shardings.loops import Loops
@@ -38,14 +39,17 @@ class PlannedType:
     segment: SegmentType
     operators: tuple[PlannedOperator, ...]
     labels: Labels
+    role: str = BLOCK
+    """``block``, ``head`` or ``root``."""
 
 
 def planned_types(graph: Graph) -> dict[str, PlannedType]:
     """Every segment type of a graph with its operators' rules applied."""
     ruled = {segment.name: _ruled(segment) for segment in graph.types}
-    labels = labels_by_type(graph, ruled)
+    labels, roles = labels_by_type(graph, ruled), segment_roles(graph)
     return {
-        segment.name: _planned(segment, ruled[segment.name], labels[segment.name]) for segment in graph.types
+        segment.name: _planned(segment, ruled[segment.name], labels[segment.name], roles[segment.name])
+        for segment in graph.types
     }
 
 
@@ -56,7 +60,9 @@ def _ruled(segment: SegmentType) -> list[tuple[Call, Loops | None]]:
     return without_idle_factors(pairs, sources=leaves | set(segment.inputs), sinks=set(segment.outputs))
 
 
-def _planned(segment: SegmentType, ruled: list[tuple[Call, Loops | None]], labels: Labels) -> PlannedType:
+def _planned(
+    segment: SegmentType, ruled: list[tuple[Call, Loops | None]], labels: Labels, role: str
+) -> PlannedType:
     blocks = spread_blocks(ruled)
     parameters = {parameter.value for parameter in segment.parameters}
     operators = tuple(
@@ -68,4 +74,4 @@ def _planned(segment: SegmentType, ruled: list[tuple[Call, Loops | None]], label
         )
         for call, loops in ruled
     )
-    return PlannedType(segment, operators, labels)
+    return PlannedType(segment, operators, labels, role)

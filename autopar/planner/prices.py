@@ -12,9 +12,14 @@ from math import prod
 
 from autopar.capture.graph import Ref, Value
 from autopar.planner.execution import Execution
+from autopar.planner.flow import Flow
+from autopar.planner.fusion import Fusion
 from autopar.planner.internal import internal_all_reduces
+from autopar.planner.kept import Kept
+from autopar.planner.kernels import Kernels, kernels_of
 from autopar.planner.mesh import SHARD, MeshAxis
-from autopar.planner.work import works
+from autopar.planner.operators import PlannedType
+from autopar.planner.regions import execution_of
 from autopar.shardings.calls import Call
 from autopar.shardings.conversion import ConversionTable, Step, conversion_table
 from autopar.shardings.placement import Layout, local_shape, shard
@@ -62,6 +67,8 @@ class Known:
     """What has been worked out for meshes of the same sizes, whatever the kinds of their axes."""
 
     operators: dict[object, OperatorPrice] = field(default_factory=dict)
+    fusions: dict[tuple[str, str], Fusion] = field(default_factory=dict)
+    """By segment type and role."""
     tables: dict[object, ConversionTable] = field(default_factory=dict)
     steps: dict[tuple[int, str, str, int, int], float] = field(default_factory=dict)
     """Seconds of one step by axis, collectives and bytes before and after."""
@@ -86,8 +93,25 @@ class Prices:
     def paths(self) -> tuple[AxisPath, ...]:
         return mesh_axes(self.cluster, self.sizes)
 
-    def operator(self, call: Call, operands: Sequence[Layout], results: Sequence[Layout]) -> OperatorPrice:
-        """Forward and backward seconds of a call whose operands and results have these layouts."""
+    def fusion(self, planned: PlannedType) -> Fusion:
+        """The kernels of a segment as its part of the program runs."""
+        key = (planned.segment.name, planned.role)
+        if key not in self.known.fusions:
+            execution = execution_of(planned.role, self.execution)
+            self.known.fusions[key] = Fusion(Kept(Flow(planned.segment), execution))
+        return self.known.fusions[key]
+
+    def kept(self, planned: PlannedType) -> Kept:
+        """What a segment keeps for its backward."""
+        return self.fusion(planned).kept
+
+    def operator(
+        self, call: Call, operands: Sequence[Layout], results: Sequence[Layout], planned: PlannedType
+    ) -> OperatorPrice:
+        """Seconds of a call of ``planned`` whose operands and results have these layouts.
+
+        Backward includes what is computed again.
+        """
         reads = tuple(
             local_shape(v.shape, layout, self.sizes)
             for v, layout in zip(call.operands, operands, strict=True)
@@ -98,7 +122,9 @@ class Prices:
         )
         gradients = tuple(value.requires_grad for value in call.operands)
         literals = tuple(argument for argument in call.operator.arguments if not isinstance(argument, Ref))
+        traffic = self.fusion(planned).traffic[call.operator.name]
         key = (
+            traffic,
             call.operator.target,
             literals,
             call.result.dtype,
@@ -108,26 +134,28 @@ class Prices:
             tuple(operands[:1]),
         )
         if key not in self.known.operators:
-            forward, backward = works(call, reads, makes)
+            kernels = kernels_of(call, reads, makes, traffic)
             inside = sum(
                 self._collective_s("all_reduce", axis, size, size)
                 for axis, size in internal_all_reduces(call, operands, self.sizes)
             )
-            self.known.operators[key] = self._price(forward, backward, inside)
+            self.known.operators[key] = self._price(kernels, inside)
         return self.known.operators[key]
 
-    def _price(self, forward: Work, backward: Work | None, inside_s: float = 0.0) -> OperatorPrice:
-        device = self.cluster.device
-        ahead = operator_s(forward, device)
-        behind = operator_s(backward, device) if backward else None
-        on_host = device.kind == "cpu"
-        host_forward = host_s(forward, device) if on_host else 0.0
-        host_backward = host_s(backward, device) if backward and on_host else 0.0
+    def _price(self, kernels: Kernels, inside_s: float = 0.0) -> OperatorPrice:
+        forward = [operator_s(work, self.cluster.device) for work in kernels.forward]
+        backward = [operator_s(work, self.cluster.device) for work in kernels.backward]
+        known = [price.provenance for price in (*forward, *backward) if price.seconds]
         return OperatorPrice(
-            ahead.seconds + host_forward + inside_s,
-            (behind.seconds if behind else 0.0) + host_backward,
-            ahead.provenance,
+            sum((price.seconds for price in forward), 0.0) + self._issue_s(kernels.forward) + inside_s,
+            sum((price.seconds for price in backward), 0.0) + self._issue_s(kernels.backward),
+            max(known, key=known.count) if known else "measured",
         )
+
+    def _issue_s(self, works: Sequence[Work]) -> float:
+        """Host time that the device waits for: on a CPU, where both are one."""
+        device = self.cluster.device
+        return sum((host_s(work, device) for work in works), 0.0) if device.kind == "cpu" else 0.0
 
     def table(self, value: Value, layouts: frozenset[Layout]) -> ConversionTable:
         """Cheapest conversions of a value among the layouts that somebody yields or wants.
@@ -174,7 +202,8 @@ class Prices:
                 return all_to_all_s(before, path) + self._host_s()
             case "slice" | "share" | "pad":
                 small = min(before, after)
-                return self._price(Work("copy", 0.0, small, max(small, after), "float32"), None).forward_s
+                copy = Work("copy", 0.0, small, max(small, after), "float32")
+                return self._price(Kernels((copy,), ())).forward_s
         raise AssertionError(f"unknown collective {name}")
 
     def _host_s(self) -> float:

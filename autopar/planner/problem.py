@@ -38,7 +38,7 @@ def _fan(tensor: Tensor, space: Space, position: dict[Item, int]) -> Fan:
         layout: index for index, layout in enumerate(dict.fromkeys(w for layouts in wants for w in layouts))
     }
     rows, columns = [table.index(layout) for layout in produced], [table.index(layout) for layout in wanted]
-    kept = tensor.count if tensor.is_kept else 0
+    kept = tensor.kept_count
     sizes = space.prices.sizes
     return Fan(
         producer=position[tensor.producer],

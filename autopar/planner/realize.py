@@ -68,12 +68,15 @@ def realize(
     """
     axes = tuple(NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True))
     strategies = _strategies(types, names, decisions, prices)
-    tensors = tensors_of(graph)
+    tensors = tensors_of(graph, prices.execution)
     conversions = tuple(_conversions(tensors, strategies, decisions, prices, names))
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     operators = {
         (name, operator.name): prices.operator(
-            operator.call, strategies[name, operator.name].operands, strategies[name, operator.name].results
+            operator.call,
+            strategies[name, operator.name].operands,
+            strategies[name, operator.name].results,
+            planned,
         )
         for name, planned in types.items()
         for operator in planned.operators
@@ -149,7 +152,8 @@ def _memory(
 ) -> Memory:
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     own = sum(
-        counts[name] * kept_by_operator(operator, strategies[name, operator.name], prices.sizes)
+        counts[name]
+        * kept_by_operator(operator, strategies[name, operator.name], prices.sizes, prices.kept(planned))
         for name, planned in types.items()
         for operator in planned.operators
     )

@@ -68,7 +68,7 @@ def search_space(
     graph: Graph, types: Mapping[str, PlannedType], prices: Prices, keep: Keep | None = None
 ) -> Space:
     """All candidates of all items of ``graph`` on a mesh; of operators those that ``keep`` keeps."""
-    tensors, groups = tensors_of(graph), parameter_groups(graph)
+    tensors, groups = tensors_of(graph, prices.execution), parameter_groups(graph)
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     items: dict[Item, tuple[Candidate, ...]] = {}
     for name, planned in types.items():
@@ -124,7 +124,7 @@ def _priced(
     for combination in product(*choices):
         key = (planned.segment.name, operator.name, tuple(choice.name for choice in combination))
         if key not in known:
-            known[key] = _price_of(operator, combination, prices)
+            known[key] = _price_of(operator, planned, combination, prices)
         priced = known[key]
         if priced is not None:
             found.setdefault((priced.strategy.operands, priced.strategy.results), priced)
@@ -132,13 +132,14 @@ def _priced(
 
 
 def _price_of(
-    operator: PlannedOperator, combination: tuple[AxisChoice, ...], prices: Prices
+    operator: PlannedOperator, planned: PlannedType, combination: tuple[AxisChoice, ...], prices: Prices
 ) -> PricedStrategy | None:
     strategy = combined(operator.call, combination)
     if not divides(operator.call, strategy, prices.sizes):
         return None
-    seconds = prices.operator(operator.call, strategy.operands, strategy.results).seconds
-    return PricedStrategy(strategy, seconds, kept_by_operator(operator, strategy, prices.sizes))
+    seconds = prices.operator(operator.call, strategy.operands, strategy.results, planned).seconds
+    kept = kept_by_operator(operator, strategy, prices.sizes, prices.kept(planned))
+    return PricedStrategy(strategy, seconds, kept)
 
 
 def _all_layouts(shape: tuple[int, ...], prices: Prices) -> tuple[Layout, ...]:

@@ -12,8 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from autopar.capture.graph import Graph, SegmentType, Value, full_name
-from autopar.planner.saved import saved_by
-from autopar.shardings.calls import Call, references
+from autopar.planner.execution import Execution
+from autopar.planner.flow import Flow
+from autopar.planner.kept import Kept
+from autopar.planner.regions import execution_of, segment_roles
+from autopar.shardings.calls import references
 from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Placement
 
 __all__ = [
@@ -64,8 +67,8 @@ class Tensor:
     """How many times a step it exists: the number of calls of its type."""
     members: tuple[tuple[str, str], ...]
     """(segment type, value name) of every tensor this stands for; no type for values between segments."""
-    is_kept: bool = False
-    """True when autograd keeps the versions that its consumers read."""
+    kept_count: int = 0
+    """How many of them live from forward to backward, in the versions that consumers read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +130,10 @@ def _uses_within(segment: SegmentType) -> dict[str, list[Use]]:
     return uses
 
 
-def _kept_within(segment: SegmentType) -> set[str]:
-    """Values of which some reader keeps what it reads."""
-    calls = [Call(operator, segment.values) for operator in segment.operators]
-    return {call.operands[position].name for call in calls for position in saved_by(call).operands}
+def _distinct_arguments(graph: Graph, segment: SegmentType, name: str) -> int:
+    """How many tensors the calls of a segment are given for one input: one, where all get the same."""
+    position = segment.inputs.index(name)
+    return len({call.arguments[position] for call in graph.calls if call.type == segment.name})
 
 
 def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
@@ -144,19 +147,29 @@ def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
     return made
 
 
-def tensors_of(graph: Graph) -> tuple[Tensor, ...]:
-    """Every tensor with a use, in execution order of the folded model."""
+def tensors_of(graph: Graph, execution: Execution | None = None) -> tuple[Tensor, ...]:
+    """Every tensor with a use, in execution order of the folded model; ``execution`` decides what is kept."""
     types = {segment.name: segment for segment in graph.types}
-    calls = Counter(call.type for call in graph.calls)
+    calls, roles = Counter(call.type for call in graph.calls), segment_roles(graph)
     tensors: list[Tensor] = []
     for segment in graph.types:
-        readers, producers, kept = _uses_within(segment), _producers_within(segment), _kept_within(segment)
+        readers, producers = _uses_within(segment), _producers_within(segment)
+        kept = Kept(Flow(segment), execution_of(roles[segment.name], execution or Execution())).across
         for name, (item, result) in producers.items():
             if name in readers:
                 value, count = segment.values[name], calls[segment.name]
+                distinct = _distinct_arguments(graph, segment, name) if item.kind == "boundary" else count
                 members = ((segment.name, name),)
                 tensors.append(
-                    Tensor(value, item, result, tuple(readers[name]), count, members, name in kept)
+                    Tensor(
+                        value,
+                        item,
+                        result,
+                        tuple(readers[name]),
+                        count,
+                        members,
+                        distinct if name in kept else 0,
+                    )
                 )
     for group in parameter_groups(graph):
         uses = tuple(
