@@ -40,7 +40,7 @@ class _Request:
     cluster: str
     options: PlanOptions
     plan: Plan | None
-    compile: bool
+    compile: bool | None
     save_to: Path | None
 
 
@@ -133,7 +133,7 @@ def parallelize(
     memory: int | None = None,
     optimizer: str = "adamw",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | None = None,
     save_to: str | Path | None = None,
 ) -> Any:
     """Make ``module`` train in parallel over the running world; returns the same object.
@@ -146,7 +146,7 @@ def parallelize(
     ``plan``      a plan made before, or its file, instead of planning.
     ``pin``       choices taken out of the search, such as ``tp=2``.
     ``memory``    limit per device in bytes; the device's capacity by default.
-    ``compile``   run each block type through ``torch.compile``.
+    ``compile``   run each block type and the loss head through ``torch.compile``; as the plan says by default.
     ``save_to``   folder in which rank 0 leaves ``plan.json`` and ``program.py``.
 
     Parameters become DTensors under their own names, and stay the same objects, so an optimizer made before or
@@ -155,7 +155,7 @@ def parallelize(
     loaded = read_plan(plan) if isinstance(plan, (str, Path)) else plan
     request = _Request(
         cluster=cluster,
-        options=PlanOptions(pin, memory, optimizer, precision),
+        options=PlanOptions(pin, memory, optimizer, precision, compile=compile),
         plan=loaded,
         compile=compile,
         save_to=Path(save_to) if save_to else None,
@@ -211,8 +211,10 @@ def prepare(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if world_size() > 1:
         join_world(_device_type())
     text, source = computed_once(lambda: _planned(module, request, args, kwargs))
-    running = load_source(source).build(module, compile=request.compile)
-    object.__setattr__(module, "_autopar_plan", parse_plan(text))
+    plan = parse_plan(text)
+    is_compiled = plan.training.compile if request.compile is None else request.compile
+    running = load_source(source).build(module, compile=is_compiled)
+    object.__setattr__(module, "_autopar_plan", plan)
     object.__setattr__(module, "_autopar_running", running)
 
 

@@ -39,6 +39,8 @@ class PlanOptions:
     precision: str = "fp32"
     source: str = ""
     """MODEL as written on the command line, for the plan to repeat."""
+    compile: bool | None = None
+    """Whether blocks and the loss head go through ``torch.compile``; on GPUs, not on CPUs, where None."""
 
 
 def plan_model(
@@ -71,7 +73,8 @@ def _checked(options: PlanOptions) -> Pins:
 
 
 def _plan(graph: Graph, cluster: Cluster, options: PlanOptions, pins: Pins) -> Plan:
-    found = search(graph, cluster, Options(pins, options.memory_bytes))
+    is_compiled = cluster.device.kind == "cuda" if options.compile is None else options.compile
+    found = search(graph, cluster, Options(pins, options.memory_bytes, is_compiled=is_compiled))
     question = Question(
         source=options.source,
         fingerprint=fingerprint(graph),
@@ -81,6 +84,7 @@ def _plan(graph: Graph, cluster: Cluster, options: PlanOptions, pins: Pins) -> P
         optimizer=options.optimizer,
         pins=str(pins),
         version=__version__,
+        compile=is_compiled,
         profile=tuple(profile_lines(cluster)),
     )
     return make_plan(graph, question, found)

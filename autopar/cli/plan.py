@@ -42,6 +42,14 @@ def plan(
     pin: Annotated[
         str, typer.Option(help="Choices taken out of the search: tp=2,dp_shard=4,zero=3.", show_default=False)
     ] = "",
+    compile_program: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="torch.compile for blocks and the loss head: on GPUs, not on CPUs, unless given.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File for the plan.", show_default=False)
     ] = None,
@@ -55,7 +63,7 @@ def plan(
     from autopar.planning import PlanOptions
 
     devices = cluster_named(cluster)
-    options = PlanOptions(pin, memory_bytes, optimizer, precision, source=model)
+    options = PlanOptions(pin, memory_bytes, optimizer, precision, source=model, compile=compile_program)
     found = _plan(devices, options, global_batch, seq_len)
     _write(found, devices, output, as_json=json)
 

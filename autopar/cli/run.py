@@ -32,9 +32,14 @@ def run_plan(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare loss and every gradient with the single-device model.")
     ] = False,
-    compile_blocks: Annotated[
-        bool, typer.Option("--compile", help="torch.compile every block type.")
-    ] = False,
+    compile_program: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="torch.compile for blocks and the loss head: as the plan says, unless given.",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
 ) -> None:
     """Train a plan's model on this machine with random data: measured beside predicted."""
@@ -45,7 +50,8 @@ def run_plan(
     from autopar.cli.outcome import outcome_json, outcome_table
     from autopar.cli.request import Request
 
-    request = Request(plan, steps=steps, verify=verify, compile=compile_blocks)
+    is_compiled = plan.training.compile if compile_program is None else compile_program
+    request = Request(plan, steps=steps, verify=verify, compile=is_compiled)
     log(f"starting {_ranks(plan)} processes of {plan.model.source} for {steps} steps")
     outcome = launch(request, processes=_ranks(plan))
     if json:

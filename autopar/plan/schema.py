@@ -83,6 +83,8 @@ class TrainingEntry(_Entry, frozen=True):
     """Positions in one global batch: batch × sequence for token inputs, batch otherwise."""
     precision: str
     optimizer: str
+    compile: bool = False
+    """Blocks and the loss head go through ``torch.compile``."""
 
 
 class MeshAxisEntry(_Entry, frozen=True):

@@ -55,6 +55,8 @@ class Question:
     optimizer: str
     pins: str
     version: str
+    compile: bool = False
+    """The program goes through ``torch.compile``."""
     profile: tuple[str, ...] = ()
     """The cluster's profile, where its name does not say it all."""
 
@@ -135,7 +137,7 @@ def _training(graph: Graph, question: Question) -> TrainingEntry:
     tokens = max(
         (prod(shape) for shape, dtype in shapes if dtype == "int64" and len(shape) == 2), default=batch
     )
-    return TrainingEntry(batch, tokens, question.precision, question.optimizer)
+    return TrainingEntry(batch, tokens, question.precision, question.optimizer, question.compile)
 
 
 def _parameter_count(graph: Graph) -> int:

@@ -74,7 +74,7 @@ def _execution(plan: Plan) -> Execution:
             f"a stage has recompute '{stage.recompute}' and zero {stage.zero}: legal are "
             f"{', '.join(RECOMPUTE_LEVELS)} and {', '.join(map(str, ZERO_LEVELS))}."
         )
-    return Execution(False, stage.recompute, plan.schedule.microbatches, stage.zero)
+    return Execution(plan.training.compile, stage.recompute, plan.schedule.microbatches, stage.zero)
 
 
 def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:
