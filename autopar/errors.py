@@ -8,6 +8,7 @@ AutoparError                    exit code 2 in the CLI
 ├── InfeasiblePlanError         nothing fits: memory, or no axis divides the batch
 ├── PlanError                   a saved plan is malformed or inconsistent
 │   └── PlanMismatchError       a sound plan for another model, world size or set of inputs
+├── TraceError                  a measured trace cannot be read, or a trace cannot be written
 └── LaunchError                 a training process could not be started, or failed
 """
 
@@ -23,6 +24,7 @@ __all__ = [
     "PinError",
     "PlanError",
     "PlanMismatchError",
+    "TraceError",
 ]
 
 
@@ -56,6 +58,10 @@ class PlanError(AutoparError):
 
 class PlanMismatchError(PlanError):
     """A sound plan that belongs to another model, world size or set of inputs."""
+
+
+class TraceError(AutoparError):
+    """A measured trace cannot be read, or a trace cannot be written."""
 
 
 class LaunchError(AutoparError):

@@ -16,6 +16,7 @@ from autopar.cli.plan import plan
 from autopar.cli.profile import profile
 from autopar.cli.run import run_plan
 from autopar.cli.show import show
+from autopar.cli.trace import trace
 from autopar.errors import AutoparError
 
 __all__ = ["ERROR_EXIT_CODE", "app", "run"]
@@ -34,6 +35,7 @@ app.command("plan")(plan)
 app.command("show")(show)
 app.command("emit")(emit)
 app.command("run")(run_plan)
+app.command("trace")(trace)
 app.command("profile")(profile)
 
 

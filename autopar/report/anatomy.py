@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from autopar.clusters import cluster_of_plan
 from autopar.plan.schema import Plan
+from autopar.planner.execution import Execution
 from autopar.planner.labels import BATCH, SEQUENCE, label_of_choice
 from autopar.planner.mesh import MeshAxis
 from autopar.planner.operators import PlannedOperator, PlannedType, planned_types
@@ -93,5 +94,11 @@ def anatomy(plan: Plan, cluster: Cluster | None = None) -> Anatomy:
     """Opens a plan made for ``cluster``, by default the one it names. Raises ``PlanError`` if broken."""
     cluster = cluster or cluster_of_plan(plan)
     updated, realized = restore(plan, cluster)
-    axes = tuple(MeshAxis(axis.size, axis.kind) for axis in realized.sharded.axes)
-    return Anatomy(updated, realized, Prices(cluster, axes), planned_types(realized.sharded.graph))
+    sharded = realized.sharded
+    axes = tuple(MeshAxis(axis.size, axis.kind) for axis in sharded.axes)
+    stage = sharded.stages[0]
+    execution = Execution(
+        recompute=stage.recompute, microbatches=sharded.graph.microbatches.count, zero=stage.zero
+    )
+    prices = Prices(cluster, axes, execution=execution)
+    return Anatomy(updated, realized, prices, planned_types(sharded.graph))

@@ -14,7 +14,7 @@ from autopar.shardings.placement import Layout, local_shape
 from autopar.shardings.sharded import Conversion
 from cost_models.dtypes import dtype_bytes
 
-__all__ = ["Exchange", "Hop", "exchanges"]
+__all__ = ["SILENT", "Exchange", "Hop", "change_of", "exchanges", "hops"]
 
 SILENT = ("nothing", "slice", "share", "pad")
 """Steps of a conversion that send nothing."""
@@ -85,14 +85,14 @@ def _exchange(conversion: Conversion, opened: Anatomy) -> Exchange:
     return Exchange(
         segment=type_name,
         tensor=value,
-        change=_change(conversion, opened),
-        hops=tuple(_hops(conversion, opened)),
+        change=change_of(conversion, opened),
+        hops=tuple(hops(conversion, opened)),
         count=conversion.count,
         seconds=conversion.seconds,
     )
 
 
-def _change(conversion: Conversion, opened: Anatomy) -> str:
+def change_of(conversion: Conversion, opened: Anatomy) -> str:
     """The axes along which the layout changes: ``dp: S(0) → R, tp: P → S(1)``."""
     return ", ".join(
         f"{axis}: {source} → {target}"
@@ -103,7 +103,8 @@ def _change(conversion: Conversion, opened: Anatomy) -> str:
     )
 
 
-def _hops(conversion: Conversion, opened: Anatomy) -> Iterator[Hop]:
+def hops(conversion: Conversion, opened: Anatomy) -> Iterator[Hop]:
+    """The collectives of one conversion, in the order of the forward."""
     layout = conversion.source
     for step in conversion.steps:
         after = (*layout[: step.axis], step.target, *layout[step.axis + 1 :])
