@@ -24,3 +24,5 @@ class Execution:
     zero: int = 3
     """What ``shard`` axes do: 1 gathers parameters once a step and scatters the summed gradients once, 2
     scatters them with every microbatch, 3 gathers them again for every use."""
+    stage_ranks: int = 1
+    """Ranks of the pipeline: outermost axis of the mesh, each with an equal submesh."""

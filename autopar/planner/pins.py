@@ -8,18 +8,15 @@ from dataclasses import dataclass, field
 
 from autopar.errors import PinError
 from autopar.planner.execution import RECOMPUTE_LEVELS
+from cost_models.schedules import SCHEDULES
 
 __all__ = ["Pins", "parse_pins"]
 
 ROLES = ("dp_replicate", "dp_shard", "cp", "tp")
 ZERO_LEVELS = (0, 1, 2, 3)
-_LATER = {
-    "pp": "pipeline stages",
-    "ep": "expert parallelism",
-    "schedule": "pipeline schedules",
-    "chunks": "schedules",
-}
-_KEYS = (*ROLES, "zero", "recompute", "microbatch")
+_LATER = {"ep": "expert parallelism"}
+_OTHERS = ("pp", "zero", "recompute", "microbatch", "schedule", "chunks")
+_KEYS = (*ROLES, "pp", "zero", "recompute", "microbatch", "schedule", "chunks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +31,12 @@ class Pins:
     """``none``, ``selective`` or ``full``."""
     microbatch: int | None = None
     """Sequences that one data rank takes at a time."""
+    pp: int | None = None
+    """Ranks of the pipeline."""
+    schedule: str | None = None
+    """``gpipe``, ``1f1b``, ``interleaved`` or ``zero-bubble``."""
+    chunks: int | None = None
+    """Stages of one pipeline rank."""
 
     @property
     def leaves_free_axes(self) -> bool:
@@ -42,34 +45,50 @@ class Pins:
 
     def __str__(self) -> str:
         items = [f"{role}={size}" for role, size in self.sizes.items()]
-        others = {"zero": self.zero, "recompute": self.recompute, "microbatch": self.microbatch}
+        others = {key: getattr(self, key) for key in _OTHERS}
         return ",".join([*items, *(f"{key}={value}" for key, value in others.items() if value is not None)])
 
 
 def parse_pins(text: str) -> Pins:
     """``tp=2,dp_shard=4`` as pins. Raises ``PinError`` naming the key, the value and what is legal."""
     sizes: dict[str, int] = {}
-    zero, recompute, microbatch = None, None, None
+    others: dict[str, int | str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, separator, value = item.partition("=")
         if not separator:
             raise PinError(f"pin '{item}' has no value: write key=value, such as tp=2")
         if key in ROLES:
             sizes[key] = _positive(key, value)
-        elif key == "zero":
-            zero = _zero(value)
-        elif key == "recompute":
-            recompute = _recompute(value)
-        elif key == "microbatch":
-            microbatch = _positive(key, value)
+        elif key in _OTHERS:
+            others[key] = _other(key, value)
         else:
             _check_other(key, value)
-    return Pins(sizes, zero, recompute, microbatch)
+    _check_schedule(others)
+    return Pins(sizes, **others)  # type: ignore[arg-type]
+
+
+def _other(key: str, value: str) -> int | str:
+    if key == "zero":
+        return _zero(value)
+    if key == "recompute":
+        return _one_of(key, value, RECOMPUTE_LEVELS)
+    return _one_of(key, value, SCHEDULES) if key == "schedule" else _positive(key, value)
+
+
+def _check_schedule(others: Mapping[str, int | str]) -> None:
+    """A schedule needs stages, several chunks a schedule that takes them."""
+    if others.get("schedule") and others.get("pp", 0) == 1:
+        raise PinError(f"pin schedule={others['schedule']}: one stage has no schedule. Pin pp=2 or more.")
+    if others.get("schedule") in ("gpipe", "1f1b") and others.get("chunks", 1) != 1:
+        raise PinError(
+            f"pin chunks={others['chunks']}: the schedule {others['schedule']} takes one chunk a rank. "
+            "Pin schedule=interleaved or zero-bubble."
+        )
 
 
 def _positive(key: str, value: str) -> int:
     if not value.isdigit() or int(value) < 1:
-        what = "a microbatch" if key == "microbatch" else "an axis"
+        what = {"microbatch": "a microbatch", "chunks": "a rank's share in stages"}.get(key, "an axis")
         raise PinError(f"pin {key}={value}: the size of {what} is a whole number of at least 1")
     return int(value)
 
@@ -83,9 +102,9 @@ def _zero(value: str) -> int:
     return int(value)
 
 
-def _recompute(value: str) -> str:
-    if value not in RECOMPUTE_LEVELS:
-        raise PinError(f"pin recompute={value}: legal are {', '.join(RECOMPUTE_LEVELS)}")
+def _one_of(key: str, value: str, legal: tuple[str, ...]) -> str:
+    if value not in legal:
+        raise PinError(f"pin {key}={value}: legal are {', '.join(legal)}")
     return value
 
 

@@ -91,7 +91,12 @@ class Prices:
 
     @cached_property
     def paths(self) -> tuple[AxisPath, ...]:
-        return mesh_axes(self.cluster, self.sizes)
+        return mesh_axes(self.cluster, (self.execution.stage_ranks, *self.sizes))[1:]
+
+    @cached_property
+    def stage_path(self) -> AxisPath:
+        """From a rank to the same one of the next stage."""
+        return mesh_axes(self.cluster, (self.execution.stage_ranks, *self.sizes))[0]
 
     def fusion(self, planned: PlannedType) -> Fusion:
         """The kernels of a segment as its part of the program runs."""

@@ -28,7 +28,7 @@ from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph, Stage
 from autopar.shardings.strategy import Strategy, combined, divides
 from cost_models.dtypes import dtype_bytes
 
-__all__ = ["Realized", "realize"]
+__all__ = ["Realized", "memory_of", "realize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def realize(
         for operator in planned.operators
     }
     groups = parameter_groups(graph)
-    memory = _memory(graph, types, tensors, groups, strategies, decisions, prices)
+    memory = memory_of(graph, types, strategies, decisions, prices)
     resting = {name: decisions.parameters[group.item.name] for group in groups for name in group.names}
     sharded = ShardedGraph(
         graph,
@@ -141,15 +141,15 @@ def _strategy(
     return strategy
 
 
-def _memory(
+def memory_of(
     graph: Graph,
     types: Mapping[str, PlannedType],
-    tensors: tuple[Tensor, ...],
-    groups: tuple[ParameterGroup, ...],
     strategies: Mapping[tuple[str, str], Strategy],
     decisions: Decisions,
     prices: Prices,
 ) -> Memory:
+    """Memory of a device that runs all calls of ``graph``, one microbatch of it in flight."""
+    tensors, groups = tensors_of(graph, prices.execution), parameter_groups(graph)
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     own = sum(
         counts[name]

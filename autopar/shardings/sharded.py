@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopar.capture.graph import Graph, Value
+from autopar.capture.graph import Graph, SegmentType, Value
 from autopar.shardings.conversion import Step
-from autopar.shardings.placement import Layout
+from autopar.shardings.placement import REPLICATE, Layout
 from autopar.shardings.strategy import Strategy
 
 __all__ = ["Conversion", "NamedAxis", "ShardedGraph", "Stage"]
@@ -68,6 +68,29 @@ class ShardedGraph:
     """Layout at rest of every parameter and buffer by full name, data axes left out (``R|P`` or ``R``)."""
     conversions: tuple[Conversion, ...]
     stages: tuple[Stage, ...]
+    stage_ranks: int = 1
+    """Ranks of the pipeline; stage i runs on rank i modulo this number."""
+    schedule: str = "none"
+    """Order in which the stages run the microbatches; ``none`` for one stage."""
+
+    def made_layout(self, value: str) -> Layout:
+        """The layout in which a value between segments comes to be."""
+        types = {segment.name: segment for segment in self.graph.types}
+        for call in self.graph.calls:
+            if value in call.results:
+                return self.result_layout(types[call.type], call.results.index(value))
+        return self.inputs[value]
+
+    def result_layout(self, segment: SegmentType, position: int) -> Layout:
+        """The layout in which a segment leaves an output."""
+        name = segment.outputs[position]
+        if name in segment.inputs:
+            return self.boundaries[segment.name, name]
+        for operator in segment.operators:
+            if name in operator.results:
+                strategy = self.strategies[segment.name, operator.name]
+                return strategy.results[operator.results.index(name)]
+        return (REPLICATE,) * len(self.axes)
 
     def steps(self) -> dict[tuple[str, str, Layout], tuple[Step, ...]]:
         """Steps of every conversion by (segment type, value, wanted layout)."""
