@@ -11,10 +11,10 @@ from autopar.report.step_pieces import Fact, Piece, pieces_of_calls
 from autopar.report.step_units import units_of
 from cost_models.simulator_blocks import Block, Part, Step, part_name
 
-__all__ = ["MOST_PARTS", "Detail", "PlannedStep", "planned_step"]
+__all__ = ["Detail", "PlannedStep", "planned_step"]
 
 MOST_PARTS = 50_000
-"""Of a step that is shown operator by operator; of a longer one, a block's operators are one part."""
+"""Of a step that is shown operator by operator: more would be slow to look at."""
 
 _MERGED = {False: "operators", True: "collectives"}
 
@@ -42,8 +42,8 @@ class PlannedStep:
     """Held all the time: parameters, gradients, optimizer state, context and buffers."""
 
 
-def planned_step(opened: Anatomy) -> PlannedStep:
-    """The step that a plan predicts.
+def planned_step(opened: Anatomy, most_parts: int = MOST_PARTS) -> PlannedStep:
+    """The step that a plan predicts; if it has more than ``most_parts``, the operators of a block are one.
 
     The plan's activations are spread over the operators by what they write; they are freed with the backward
     of the operator, or of the first one before it that has one.
@@ -51,7 +51,7 @@ def planned_step(opened: Anatomy) -> PlannedStep:
     realized, execution = opened.realized, opened.prices.execution
     names = _call_names(opened.sharded.graph.calls)
     pieces = pieces_of_calls(opened)
-    if 2 * execution.microbatches * sum(map(len, pieces)) > MOST_PARTS:
+    if 2 * execution.microbatches * sum(map(len, pieces)) > most_parts:
         pieces = tuple(tuple(_merged(each)) for each in pieces)
     made_bytes = sum(piece.made_bytes for each in pieces for piece in each)
     share = realized.memory.activations / made_bytes if made_bytes else 0.0

@@ -1,0 +1,145 @@
+"""Predicted steps as Chrome traces: sound, as long as the plan says, with every operator on them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from autopar.report.anatomy import Anatomy, anatomy
+from autopar.report.predicted_trace import PredictedTrace, predicted_trace
+from autopar.report.step_blocks import Detail, planned_step
+from autopar.report.trace import trace_events
+from cost_models.simulator import simulate
+from cost_models.simulator_blocks import block_actions
+from cost_models.simulator_pipeline import Pipeline, StageCost, pipeline_actions
+from tests.autopar.cli.command import small_plan
+from tests.autopar.report.chrome_traces import TraceEvents, assert_is_chrome_trace, row
+
+SOURCE = "gpt:layers=3,hidden=32,heads=4,vocab=64"
+ALONE = ("cpu:1", "")
+TENSOR = ("cpu:2", "tp=2")
+SEQUENCE = ("cpu:4", "cp=2,tp=2")
+SHARDED = ("cpu:4", "dp_shard=2,tp=2,zero=2")
+SHARDED_TWICE = ("cpu:2", "dp_shard=2,zero=3")
+REPLICATED = ("cpu:2", "dp_replicate=2")
+SLICED = ("cpu:2", "dp_shard=2,zero=2,microbatch=1")
+ON_GPU = ("h100:4", "dp_shard=2,tp=2,zero=3")
+WITHOUT_OVERLAP = (ALONE, TENSOR, SEQUENCE, SHARDED, REPLICATED, SLICED, ("h100:4", "tp=4"))
+
+
+@cache
+def opened(cluster: str, pins: str) -> Anatomy:
+    return anatomy(small_plan(SOURCE, cluster, pins, batch=8))
+
+
+@cache
+def traced(cluster: str, pins: str) -> PredictedTrace:
+    return predicted_trace(opened(cluster, pins))
+
+
+@pytest.mark.parametrize("choice", [*WITHOUT_OVERLAP, SHARDED_TWICE, ON_GPU], ids=str)
+def test_a_trace_is_sound(choice: tuple[str, str]) -> None:
+    assert_is_chrome_trace(traced(*choice).events)
+
+
+@pytest.mark.parametrize("choice", WITHOUT_OVERLAP, ids=str)
+def test_without_overlap_a_traced_step_takes_as_long_as_the_plan_says(choice: tuple[str, str]) -> None:
+    found = traced(*choice)
+    assert found.timeline.step_s == pytest.approx(found.plan_step_s, rel=1e-3)
+    planned = opened(*choice).plan.predicted
+    assert found.timeline.exposed_communication_s(0) == pytest.approx(
+        planned.exposed_communication_s, rel=1e-2, abs=1e-3 * found.plan_step_s
+    )
+
+
+def test_the_roots_parameters_are_gathered_once_where_the_plan_counts_two() -> None:
+    found, prices = traced(*SHARDED_TWICE), opened(*SHARDED_TWICE).prices
+    root = planned_step(opened(*SHARDED_TWICE)).step.units[""]
+    assert prices.execution.zero == 3
+    assert found.timeline.step_s == pytest.approx(found.plan_step_s - root.gather_s, rel=1e-3)
+
+
+def test_differences_add_up() -> None:
+    found = traced(*ON_GPU)
+    assert sum(found.differences_s.values()) == pytest.approx(found.timeline.step_s - found.plan_step_s)
+    assert abs(found.differences_s["other"]) < 1e-3 * found.plan_step_s
+
+
+@pytest.mark.parametrize("choice", [TENSOR, SEQUENCE, SHARDED, SLICED], ids=str)
+def test_every_operator_of_every_block_is_on_it_in_both_directions(choice: tuple[str, str]) -> None:
+    plan, microbatches = opened(*choice).plan, opened(*choice).prices.execution.microbatches
+    compute = row(traced(*choice).events, "compute")
+    shown = [
+        (e["args"]["block"], e["name"]) for e in compute if e["args"].get("pass", "").startswith("forward")
+    ]
+    for segment in plan.segments:
+        for operator in segment.operators:
+            count = sum(name == operator.name for _, name in shown)
+            assert count >= segment.count * microbatches
+    backward = sum(e["args"]["seconds"] for e in compute if e["args"].get("pass", "").startswith("backward"))
+    expected = sum(s.count * o.backward_s for s in plan.segments for o in s.operators)
+    assert backward >= microbatches * expected * (1 - 1e-9)
+
+
+def test_an_operator_says_what_it_does_on_one_rank() -> None:
+    compute = row(traced(*TENSOR).events, "compute")
+    facts = next(e["args"] for e in compute if e["args"].get("operator") == "aten.gelu.default")
+    assert facts["strategy"].startswith("tp:")
+    assert facts["makes"] == ["gelu_1 float32[8, 8, 64] tp:S(2)"]
+    assert facts["provenance"] in ("measured", "fitted", "roofline")
+    assert facts["source"].startswith("gpt.py:")
+    assert facts["seconds"] > 0.0
+    assert facts["block"] == "layers.0"
+
+
+def test_collectives_gathers_and_sums_have_rows_of_their_own() -> None:
+    events = traced(*ON_GPU).events
+    assert row(events, "collectives")
+    names = [event["name"] for event in row(events, "data-parallel")]
+    assert sum("UNSHARD" in name for name in names) == 2 * 3 + 1
+    assert sum("REDUCE_GRAD" in name for name in names) == 3 + 1
+    blocks = [event["name"] for event in row(events, "blocks")]
+    assert blocks[:2] == ["Root0 forward", "layers.0 forward"]
+    assert blocks[-2:] == ["layers.0 backward", "Root0 backward"]
+
+
+@pytest.mark.parametrize("choice", [TENSOR, SHARDED, SLICED, ON_GPU], ids=str)
+def test_memory_rises_from_what_rests_to_the_plans_peak_and_back(choice: tuple[str, str]) -> None:
+    levels = [e["args"]["bytes"] for e in traced(*choice).events if e["ph"] == "C"]
+    resting = planned_step(opened(*choice)).resting_bytes
+    assert levels[-1] == min(levels) == resting
+    peak = opened(*choice).plan.predicted.peak_memory_bytes
+    assert 0.75 * peak <= max(levels) <= 1.001 * peak
+
+
+def test_equal_ranks_are_shown_as_often_as_asked_for() -> None:
+    events = predicted_trace(opened(*SEQUENCE), ranks=4).events
+    assert_is_chrome_trace(events)
+    assert {event["pid"] for event in events} == {0, 1, 2, 3}
+
+
+def test_of_a_long_step_a_block_is_one_part() -> None:
+    planned = planned_step(opened(*SLICED), most_parts=10)
+    timeline = simulate([block_actions(planned.step)])
+    assert timeline.step_s == pytest.approx(traced(*SLICED).plan_step_s, rel=1e-3)
+    events = trace_events(timeline, ["rank 0"], planned.details)
+    assert {event["name"] for event in row(events, "compute")} == {"operators", "optimizer"}
+
+
+def pipeline_events() -> TraceEvents:
+    cost = StageCost(1e-3, 1e-3, 1e-3, weight_activation_bytes=5, send_forward_s=1e-4, send_backward_s=1e-4)
+    timeline = simulate(pipeline_actions([cost] * 4, Pipeline("1f1b", 4, 8)))
+    details = {"0F0": Detail("first", "embedding", "forward 0", {"operator": "aten.embedding.default"})}
+    return trace_events(timeline, [f"rank {rank}" for rank in range(4)], details)
+
+
+def test_a_pipeline_shows_every_rank_with_arrows_from_sends_to_receives() -> None:
+    events = pipeline_events()
+    assert_is_chrome_trace(events)
+    assert {event["pid"] for event in events} == {0, 1, 2, 3}
+    starts = [event for event in events if event["ph"] == "s"]
+    assert len(starts) == 2 * 3 * 8
+    ends = {event["id"]: event for event in events if event["ph"] == "f"}
+    assert all(abs(ends[event["id"]]["pid"] - event["pid"]) == 1 for event in starts)
+    assert len(row(events, "send forward", pid=1)) == 8
