@@ -149,7 +149,8 @@ def memory_of(
     prices: Prices,
 ) -> Memory:
     """Memory of a device that runs all calls of ``graph``, one microbatch of it in flight."""
-    tensors, groups = tensors_of(graph, prices.execution), parameter_groups(graph)
+    roles = {name: planned.role for name, planned in types.items()}
+    tensors, groups = tensors_of(graph, prices.execution, roles), parameter_groups(graph)
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     own = sum(
         counts[name]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
 from autopar.capture.biases import without_biases
 from autopar.capture.graph import Graph
-from autopar.errors import InfeasiblePlanError
+from autopar.errors import InfeasiblePlanError, PinError
 from autopar.planner.decisions import decisions_of
 from autopar.planner.diagnosis import check_batch, check_idle, check_microbatch, nothing_fits
 from autopar.planner.execution import Execution
-from autopar.planner.executions import Chain, execution_chains
+from autopar.planner.executions import (
+    Chain,
+    execution_chains,
+    pipeline_executions,
+    stage_counts,
+    stage_levels,
+)
 from autopar.planner.memory import device_overhead
 from autopar.planner.mesh import MeshAxis, candidate_meshes
 from autopar.planner.microbatches import Cut, batch_size, in_microbatches
@@ -26,6 +32,7 @@ from autopar.planner.prices import Known, Prices
 from autopar.planner.problem import solver_problem
 from autopar.planner.realize import Realized, realize
 from autopar.planner.space import Keep, Space, search_space
+from autopar.planner.staging import Staged, Staging
 from autopar.planner.step import step_s
 from cost_models.cluster import Cluster
 from solver import Solution, Status, evaluate, smallest_usage, solve
@@ -34,6 +41,7 @@ __all__ = ["Found", "Options", "Tried", "search"]
 
 TIGHTENINGS = 4
 """How often the limit on kept bytes is lowered until the whole peak fits."""
+UNLIMITED_BYTES = 2**62
 LEANER = 0.98
 """More microbatches must take less than this share of the memory of fewer, or still more are not tried."""
 
@@ -61,6 +69,13 @@ class Tried:
     solution: Solution
     step_s: float
     execution: Execution
+    staged: Staged | None = None
+    """Stages of a pipeline, where there is one."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the fullest device."""
+        return self.staged.peak if self.staged else self.realized.memory.peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +142,8 @@ class _Search:
         """The fastest of the best plans on every mesh."""
         tried: list[Tried] = []
         misfits: list[Tried] = []
-        meshes = list(candidate_meshes(self.cluster.devices, self.options.pins))
-        check_microbatch(meshes, self.options.pins, batch_size(self.graph))
-        for axes in meshes:
-            for found in self._on_mesh(axes):
-                (tried if found.realized.memory.peak <= self.limit else misfits).append(found)
+        for found in self._candidates():
+            (tried if found.peak_bytes <= self.limit else misfits).append(found)
         tried.sort(key=lambda each: each.step_s)
         tried = [each for each in tried if not _splits_an_axis(each)] or tried
         busy = [each for each in tried if not check_idle(each.realized.sharded, self.whole.types)]
@@ -140,6 +152,27 @@ class _Search:
         if not busy:
             raise InfeasiblePlanError(check_idle(tried[0].realized.sharded, self.whole.types))
         return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
+
+    def _candidates(self) -> Iterator[Tried]:
+        """The best plans of every number of stages and every mesh."""
+        pins, batch = self.options.pins, batch_size(self.graph)
+        for ranks in stage_counts(self.cluster.devices, len(self.whole.graph.calls), pins):
+            meshes = list(candidate_meshes(self.cluster.devices // ranks, pins))
+            check_microbatch(meshes, pins, batch)
+            for axes in meshes:
+                yield from self._on_mesh(axes) if ranks == 1 else self._on_stages(axes, ranks)
+
+    def _on_stages(self, axes: tuple[MeshAxis, ...], ranks: int) -> Iterator[Tried]:
+        """The best plan of every execution of a pipeline; stages choose how much they recompute."""
+        for execution in pipeline_executions(
+            axes, ranks, self.options.pins, batch_size(self.graph), is_compiled=self.options.is_compiled
+        ):
+            model = self._model(execution.microbatches)
+            if isinstance(model, Cut):
+                continue
+            found = _best_on(model, self._prices(axes, execution), self.limit, self.options)
+            if found is not None and self._is_as_pinned(found):
+                yield found
 
     def _on_mesh(self, axes: tuple[MeshAxis, ...]) -> list[Tried]:
         """The best plan of every chain of executions; where one fits, leaner chains are slower."""
@@ -151,10 +184,7 @@ class _Search:
             best = self._on_chain(axes, chain)
             if best is not None:
                 found.append(best)
-                if (
-                    best.realized.memory.peak <= self.limit
-                    and best.execution.microbatches == chain[0].microbatches
-                ):
+                if best.peak_bytes <= self.limit and best.execution.microbatches == chain[0].microbatches:
                     break
         return found
 
@@ -168,9 +198,9 @@ class _Search:
             found = _best_on(model, self._prices(axes, execution), self.limit, self.options)
             if found is None or not self._is_as_pinned(found):
                 continue
-            if found.realized.memory.peak <= self.limit:
+            if found.peak_bytes <= self.limit:
                 return found
-            if leanest is not None and found.realized.memory.peak > LEANER * leanest.realized.memory.peak:
+            if leanest is not None and found.peak_bytes > LEANER * leanest.peak_bytes:
                 break
             leanest = found
         return leanest
@@ -183,7 +213,11 @@ class _Search:
 
     def _prices(self, axes: tuple[MeshAxis, ...], execution: Execution) -> Prices:
         sizes = tuple(axis.size for axis in axes)
-        key = (execution.microbatches, sizes, (execution.is_compiled, execution.recompute))
+        key = (
+            execution.microbatches,
+            sizes,
+            (execution.is_compiled, execution.recompute, execution.stage_ranks),
+        )
         return Prices(self.cluster, axes, self.known.setdefault(key, Known()), execution)
 
     def _is_as_pinned(self, found: Tried) -> bool:
@@ -222,8 +256,8 @@ def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Trie
         solution = solve(problem, time_limit_s=options.time_limit_s)
         if solution.choice is None:
             break
-        found = _tried(model, space, solution)
-        excess = found.realized.memory.peak - limit
+        found = _tried(model, space, solution, limit, options.pins)
+        excess = found.peak_bytes - limit
         if excess <= 0:
             return found
         # What is not kept (gathered parameters, temporaries) follows from the choice: make room for it.
@@ -232,14 +266,14 @@ def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Trie
         if allowance <= 0:
             break
     least_kept = smallest_usage(solver_problem(space), time_limit_s=options.time_limit_s)
-    leanest = _tried(model, space, least_kept) if least_kept.choice is not None else None
+    leanest = _tried(model, space, least_kept, limit, options.pins) if least_kept.choice is not None else None
     unlimited = solve(solver_problem(space), time_limit_s=options.time_limit_s)
-    fastest = _tried(model, space, unlimited) if unlimited.choice is not None else None
+    fastest = _tried(model, space, unlimited, limit, options.pins) if unlimited.choice is not None else None
     all_found = [each for each in (found, leanest, fastest) if each is not None]
-    return min(all_found, key=lambda each: each.realized.memory.peak, default=None)
+    return min(all_found, key=lambda each: each.peak_bytes, default=None)
 
 
-def _tried(model: Model, space: Space, solution: Solution) -> Tried:
+def _tried(model: Model, space: Space, solution: Solution, limit: int, pins: Pins) -> Tried:
     assert solution.choice is not None
     decisions = decisions_of(space.items, solution.choice)
     names = axis_names(model.types, decisions, space.prices.axes)
@@ -248,4 +282,18 @@ def _tried(model: Model, space: Space, solution: Solution) -> Tried:
         assert math.isclose(realized.objective_s, solution.cost, rel_tol=1e-6), (
             f"the plan costs {realized.objective_s} s, the solver says {solution.cost} s"
         )
-    return Tried(realized, solution, step_s(realized, space.prices), space.prices.execution)
+    execution = space.prices.execution
+    if execution.stage_ranks == 1:
+        return Tried(realized, solution, step_s(realized, space.prices), execution)
+    levels = stage_levels(execution, pins)
+    staging = Staging(model.graph, model.types, names, decisions, space.prices, levels)
+    staged = staging.best(pins, limit) or staging.best(pins, UNLIMITED_BYTES)
+    if staged is None:
+        raise PinError(
+            f"{len(model.graph.calls)} segments cannot make the stages of {execution.stage_ranks} pipeline ranks "
+            f"({pins}). Pin fewer ranks or chunks."
+        )
+    sharded = replace(
+        realized.sharded, stages=staged.stages, schedule=staged.schedule, stage_ranks=execution.stage_ranks
+    )
+    return Tried(replace(realized, sharded=sharded), solution, staged.step_s, execution, staged)

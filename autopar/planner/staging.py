@@ -277,8 +277,10 @@ def _part(graph: Graph, calls: Sequence[SegmentCall]) -> Graph:
     """The graph of some calls, what they read from elsewhere being inputs."""
     made = {name for call in calls for name in call.results}
     needed = dict.fromkeys(name for call in calls for name in call.arguments if name not in made)
+    used = {call.type for call in calls}
     return replace(
         graph,
+        types=tuple(segment for segment in graph.types if segment.name in used),
         calls=tuple(calls),
         inputs=tuple(GraphInput(graph.values[name], "") for name in needed),
         outputs=tuple(name for name in graph.outputs if name in made),

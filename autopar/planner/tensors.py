@@ -9,6 +9,7 @@ layout wanted.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autopar.capture.graph import Graph, SegmentType, Value, full_name
@@ -147,10 +148,15 @@ def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
     return made
 
 
-def tensors_of(graph: Graph, execution: Execution | None = None) -> tuple[Tensor, ...]:
-    """Every tensor with a use, in execution order of the folded model; ``execution`` decides what is kept."""
+def tensors_of(
+    graph: Graph, execution: Execution | None = None, roles: Mapping[str, str] | None = None
+) -> tuple[Tensor, ...]:
+    """Every tensor with a use, in execution order of the folded model; ``execution`` decides what is kept.
+
+    ``roles`` are those of the segment types, where ``graph`` is a part of the one that tells them.
+    """
     types = {segment.name: segment for segment in graph.types}
-    calls, roles = Counter(call.type for call in graph.calls), segment_roles(graph)
+    calls, roles = Counter(call.type for call in graph.calls), roles or segment_roles(graph)
     tensors: list[Tensor] = []
     for segment in graph.types:
         readers, producers = _uses_within(segment), _producers_within(segment)
