@@ -128,14 +128,14 @@ def _backward(pieces: Sequence[Piece], share: float) -> Iterator[Part]:
 def _with_temporaries(
     blocks: Sequence[Block], pieces: Sequence[Sequence[Piece]], temporary_bytes: int
 ) -> Iterator[Block]:
-    """The backward that makes the most gradients holds the plan's temporaries."""
+    """The first of the backwards that make the most gradients holds the plan's temporaries."""
     gradients = {
         (block.name, piece.name): piece.gradient_bytes
         for block, each in zip(blocks, pieces, strict=True)
         for piece in each
         if piece.backward_s
     }
-    heaviest = max(gradients, key=lambda place: gradients[place], default=None)
+    heaviest = max(reversed(gradients), key=lambda place: gradients[place], default=None)
     for block in blocks:
         yield replace(
             block,

@@ -105,12 +105,12 @@ def test_collectives_gathers_and_sums_have_rows_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("choice", [TENSOR, SHARDED, SLICED, ON_GPU], ids=str)
-def test_memory_rises_from_what_rests_to_the_plans_peak_and_back(choice: tuple[str, str]) -> None:
+def test_memory_rises_from_what_rests_to_about_the_plans_peak_and_back(choice: tuple[str, str]) -> None:
     levels = [e["args"]["bytes"] for e in traced(*choice).events if e["ph"] == "C"]
     resting = planned_step(opened(*choice)).resting_bytes
     assert levels[-1] == min(levels) == resting
     peak = opened(*choice).plan.predicted.peak_memory_bytes
-    assert 0.75 * peak <= max(levels) <= 1.001 * peak
+    assert max(levels) == pytest.approx(peak, rel=0.15)
 
 
 def test_equal_ranks_are_shown_as_often_as_asked_for() -> None:
