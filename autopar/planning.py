@@ -94,7 +94,8 @@ def generate_program(plan: Plan) -> str:
     """The program of a plan as Python source. Raises ``PlanError`` for plans that do not hang together."""
     _, realized = restore(plan, cluster_of_plan(plan))
     mesh = " × ".join(f"{axis.axis} {axis.size}" for axis in plan.mesh) or "one device"
-    return program_source(realized.sharded, f"{plan.model.name} on {plan.cluster.name} ({mesh}).")
+    title = f"{plan.model.name} on {plan.cluster.name} ({mesh})."
+    return program_source(realized.sharded, title, is_compiled=plan.training.compile)
 
 
 def check_model(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopar.codegen.tables import blocks_table
+from autopar.codegen.text import identifier
 from autopar.shardings.sharded import ShardedGraph
 
 __all__ = ["BUILD_NAMES", "build_source"]
@@ -27,7 +28,7 @@ BUILD_NAMES = (
 """Functions of ``autopar.runtime`` that every program's ``build`` calls."""
 
 _BUILD = '''
-def build(module: nn.Module | None = None, *, compile: bool = False, seed: int = 0) -> Running:
+def build(module: nn.Module | None = None, *, compile: bool = {is_compiled}, seed: int = 0) -> Running:
     """Make `module` (or new parameters under the same names) run this program on the running processes."""
     mesh = init_mesh(MESH)
     is_new = module is None
@@ -36,7 +37,7 @@ def build(module: nn.Module | None = None, *, compile: bool = False, seed: int =
         keep_identity(module)
     distribute(module, PARAMETERS, mesh, MODEL_AXES)
     forwards = {{"": Root.forward, **{{path: kind.forward for path, kind in BLOCKS.items()}}}}
-    bind(module, forwards, mesh.axes, compile_forwards=compile{recompute})
+    bind(module, forwards, mesh.axes, compile_forwards=compile{head}{recompute})
     shard_data(
         module,
         BLOCKS,
@@ -59,14 +60,19 @@ if __name__ == "__main__":
 '''
 
 
-def build_source(sharded: ShardedGraph) -> str:
-    """Which block runs where, and the one visible order of what is done to the module."""
+def build_source(sharded: ShardedGraph, head: str = "", *, is_compiled: bool = False) -> str:
+    """Which block runs where, and the one visible order of what is done to the module.
+
+    ``head`` is the class of what follows the blocks; ``is_compiled`` is the default of ``compile``.
+    """
     blocks = {call.module: call.type for call in sharded.graph.calls if call.module}
     (stage,) = sharded.stages
     has_shards = any(axis.kind == "shard" for axis in sharded.axes)
     microbatches = sharded.graph.microbatches
     counts = ", counts=count_targets_of" if microbatches.counted else ""
     build = _BUILD.format(
+        is_compiled=is_compiled,
+        head=f", head={identifier(head)}.forward" if head else "",
         recompute=", recompute=dict.fromkeys(BLOCKS, RECOMPUTE)" if stage.recompute != "none" else "",
         zero="\n        zero=ZERO," if has_shards else "",
         microbatches=f", MICROBATCHES, JOINS{counts}" if microbatches.count > 1 else "",

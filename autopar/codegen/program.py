@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from autopar.codegen.build import BUILD_NAMES, build_source
 from autopar.codegen.counts import counting_function, counting_source
 from autopar.codegen.function import Function, class_source
-from autopar.codegen.root import RootWriter, block_function, is_block
+from autopar.codegen.root import RootWriter, block_function, head_function, is_block
 from autopar.codegen.tables import program_tables
 from autopar.codegen.text import comment
 from autopar.shardings.sharded import ShardedGraph
@@ -15,12 +15,16 @@ from autopar.shardings.sharded import ShardedGraph
 __all__ = ["program_source"]
 
 
-def program_source(sharded: ShardedGraph, title: str) -> str:
-    """The program of a sharded graph as Python source; ``title`` becomes the first line of its docstring."""
+def program_source(sharded: ShardedGraph, title: str, *, is_compiled: bool = False) -> str:
+    """The program of a sharded graph as Python source; ``title`` becomes the first line of its docstring.
+
+    ``is_compiled``: ``build`` compiles blocks and the loss head unless it is told otherwise.
+    """
     blocks = [
         block_function(sharded, segment) for segment in sharded.graph.types if is_block(sharded, segment)
     ]
-    functions = [*blocks, RootWriter(sharded).function()]
+    head = head_function(sharded)
+    functions = [*blocks, *([head] if head else []), RootWriter(sharded).function()]
     counting = counting_function(sharded)
     parts = [
         _header(title, sharded),
@@ -28,7 +32,7 @@ def program_source(sharded: ShardedGraph, title: str) -> str:
         program_tables(sharded),
         *(class_source(function) for function in functions),
         *(counting_source(function) for function in counting),
-        build_source(sharded),
+        build_source(sharded, head.name if head else "", is_compiled=is_compiled),
     ]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopar.capture.graph import GraphInput, SegmentCall, SegmentType, full_name
+from autopar.capture.graph import Graph, GraphInput, SegmentCall, SegmentType, Value, full_name
 from autopar.codegen.function import Function
 from autopar.codegen.lines import Line
 from autopar.codegen.segment import Scope, SegmentWriter
@@ -10,7 +10,7 @@ from autopar.codegen.text import attribute
 from autopar.shardings.placement import REPLICATE, Layout, local_shape
 from autopar.shardings.sharded import ShardedGraph
 
-__all__ = ["RootWriter", "block_function", "is_block"]
+__all__ = ["RootWriter", "block_function", "head_function", "is_block"]
 
 
 def is_block(sharded: ShardedGraph, segment: SegmentType) -> bool:
@@ -21,21 +21,49 @@ def is_block(sharded: ShardedGraph, segment: SegmentType) -> bool:
 def block_function(sharded: ShardedGraph, segment: SegmentType) -> Function:
     """The forward of a block type."""
     calls = [call for call in sharded.graph.calls if call.type == segment.name]
+    modules = calls[0].module if len(calls) == 1 else f"{calls[0].module} … {calls[-1].module}"
+    return _segment_function(sharded, segment, calls[0], segment.name, modules)
+
+
+def head_function(sharded: ShardedGraph) -> Function | None:
+    """What the root does after the last block, its loss as a rule; None where no block comes before the end."""
+    call = _head(sharded)
+    if call is None:
+        return None
+    segment = next(segment for segment in sharded.graph.types if segment.name == call.type)
+    taken = {segment.name for segment in sharded.graph.types}
+    return _segment_function(
+        sharded, segment, call, "Head" if "Head" not in taken else call.type, "what follows the last block"
+    )
+
+
+def _head(sharded: ShardedGraph) -> SegmentCall | None:
+    """The one call of the root that follows the last block."""
+    calls = sharded.graph.calls
+    is_last = len(calls) > 1 and calls[-2].module and not calls[-1].module and calls[-1].results
+    return calls[-1] if is_last else None
+
+
+def _segment_function(
+    sharded: ShardedGraph, segment: SegmentType, call: SegmentCall, name: str, note: str
+) -> Function:
+    """The forward of one segment on its own."""
     scope = Scope(sharded, taken=_reserved(sharded))
     arguments = {name: scope.fresh(name) for name in segment.inputs}
     device = f"{next(iter(arguments.values()))}.device" if arguments else 'torch.device("cpu")'
     writer = SegmentWriter(scope, segment, "self", device)
-    outputs = writer.write(arguments, _resting(sharded, segment, calls[0]))
-    modules = calls[0].module if len(calls) == 1 else f"{calls[0].module} … {calls[-1].module}"
-    return Function(segment.name, modules, tuple(arguments.values()), scope, tuple(outputs.values()))
+    outputs = writer.write(arguments, _resting(sharded, segment, call))
+    return Function(name, note, tuple(arguments.values()), scope, tuple(outputs.values()))
 
 
 class RootWriter:
     """Writes the root's forward: segments of the root in line, blocks as calls, conversions between them."""
 
-    def __init__(self, sharded: ShardedGraph) -> None:
+    def __init__(self, sharded: ShardedGraph, whole: Graph | None = None) -> None:
         self.sharded = sharded
         self.graph = sharded.graph
+        self.whole = whole or sharded.graph
+        """The graph of all stages, where ``sharded`` has the calls of one."""
         self.types = {segment.name: segment for segment in sharded.graph.types}
         self.scope = Scope(sharded, taken=_reserved(sharded))
         self.versions: dict[tuple[str, Layout], str] = {}
@@ -46,7 +74,7 @@ class RootWriter:
         arguments = [self.bind_input(graph_input) for graph_input in self.graph.inputs]
         self.write_calls()
         plain = (REPLICATE,) * len(self.sharded.axes)
-        outputs = tuple(self._version(name, plain) for name in self.graph.outputs)
+        outputs = tuple(self.as_output(name, plain) for name in self.graph.outputs)
         return Function("Root", "the whole model", tuple(arguments), self.scope, outputs)
 
     def bind_input(self, graph_input: GraphInput) -> str:
@@ -55,6 +83,17 @@ class RootWriter:
         self._bind(graph_input.value.name, self.sharded.inputs[graph_input.value.name], name)
         self.device = self.device or f"{name}.device"
         return name
+
+    def bind_received(self, value: Value, layout: Layout) -> str:
+        """The name of an argument that the stage before hands over."""
+        name = self.scope.fresh(value.name)
+        self._bind(value.name, layout, name)
+        self.device = self.device or f"{name}.device"
+        return name
+
+    def as_output(self, value: str, layout: Layout) -> str:
+        """The expression of a value between segments in a layout."""
+        return self._version(value, layout)
 
     def as_read(self, output: str, inside: tuple[str, str], layout: Layout) -> str:
         """A segment's output as that segment itself reads it, where it is called ``inside``."""
@@ -73,7 +112,9 @@ class RootWriter:
             if len(run) > 1:
                 self._loop(run)
             elif calls[0].module:
-                self._call(calls[0])
+                self._call(calls[0], attribute("self", calls[0].module))
+            elif calls[0] is _head(self.sharded):
+                self._call(calls[0], "self.run_head")
             else:
                 self._inline(calls[0])
             del calls[: len(run)]
@@ -100,16 +141,7 @@ class RootWriter:
 
     def _result_layout(self, call: SegmentCall, position: int) -> Layout:
         """The layout in which a segment leaves an output."""
-        segment = self.types[call.type]
-        name = segment.outputs[position]
-        if name in segment.inputs:
-            return self.sharded.boundaries[segment.name, name]
-        for operator in segment.operators:
-            if name in operator.results:
-                return self.sharded.strategies[segment.name, operator.name].results[
-                    operator.results.index(name)
-                ]
-        return (REPLICATE,) * len(self.sharded.axes)
+        return self.sharded.result_layout(self.types[call.type], position)
 
     def _inline(self, call: SegmentCall) -> None:
         segment = self.types[call.type]
@@ -118,12 +150,10 @@ class RootWriter:
         for position, (outside, inside) in enumerate(zip(call.results, segment.outputs, strict=True)):
             self._bind(outside, self._result_layout(call, position), outputs[inside])
 
-    def _call(self, call: SegmentCall) -> None:
+    def _call(self, call: SegmentCall, function: str) -> None:
         arguments = ", ".join(self._arguments(call).values())
         names = [self.scope.fresh(name) for name in call.results]
-        self.scope.lines.append(
-            Line(f"{', '.join(names)} = {attribute('self', call.module)}({arguments})", self._note(call))
-        )
+        self.scope.lines.append(Line(f"{', '.join(names)} = {function}({arguments})", self._note(call)))
         for position, (outside, name) in enumerate(zip(call.results, names, strict=True)):
             self._bind(outside, self._result_layout(call, position), name)
 
@@ -163,8 +193,8 @@ class RootWriter:
         return carried == 1 and self._readers(before.results[0]) == 1
 
     def _readers(self, value: str) -> int:
-        return sum(name == value for call in self.graph.calls for name in call.arguments) + sum(
-            name == value for name in self.graph.outputs
+        return sum(name == value for call in self.whole.calls for name in call.arguments) + sum(
+            name == value for name in self.whole.outputs
         )
 
     def _loop(self, run: list[SegmentCall]) -> None:
@@ -194,8 +224,8 @@ class RootWriter:
         indices = {
             int(name.removeprefix(parent + ".").split(".")[0])
             for name in (
-                *(p.name for p in self.graph.parameters),
-                *(call.module + ".x" for call in self.graph.calls),
+                *(p.name for p in self.whole.parameters),
+                *(call.module + ".x" for call in self.whole.calls),
             )
             if name.startswith(parent + ".") and name.removeprefix(parent + ".").split(".")[0].isdigit()
         }

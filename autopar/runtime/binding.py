@@ -22,6 +22,7 @@ def bind(
     axes: Mapping[str, Axis],
     *,
     compile_forwards: bool = False,
+    head: Forward | None = None,
     recompute: Mapping[str, str] | None = None,
 ) -> None:
     """Make submodules run generated forwards, and give them their ``axes``.
@@ -31,9 +32,11 @@ def bind(
     parameters, hooks and children. With ``compile_forwards`` each distinct function but the root's is
     compiled, once for all modules that run it at one level of recomputation; hooks, FSDP2's among them, stay
     outside. ``recompute`` says what a submodule recomputes in backward, by path: ``selective`` or ``full`` (see
-    ``autopar.runtime.recompute``); nothing where the path is missing.
+    ``autopar.runtime.recompute``); nothing where the path is missing. ``head``, what the root does after the last
+    block, becomes ``run_head`` of the root, compiled as the blocks are.
 
-    Raises ModelError when a module has an attribute ``axes`` of its own, ValueError for another level.
+    Raises ModelError when a module has an attribute ``axes`` or ``run_head`` of its own, ValueError for another
+    level.
     """
     levels = recompute or {}
 
@@ -47,6 +50,15 @@ def bind(
         _give_axes(target, path, axes)
         is_compiled = compile_forwards and path != ""
         target.forward = MethodType(made(forward, levels.get(path), is_compiled), target)
+    if head is not None:
+        _give_head(module, made(head, None, compile_forwards))
+
+
+def _give_head(root: nn.Module, head: Forward) -> None:
+    before = getattr(root, "run_head", None)
+    if before is not None and not isinstance(before, MethodType):
+        raise ModelError(f"{type(root).__name__} has an attribute 'run_head', which programs need: rename it")
+    setattr(root, "run_head", MethodType(head, root))  # noqa: B010 (nn.Module types its attributes)
 
 
 def _give_axes(target: nn.Module, path: str, axes: Mapping[str, Axis]) -> None:

@@ -96,6 +96,8 @@ def _bind(module: nn.Module, program: dict[str, Any], axes: dict[str, Any]) -> N
         owner = module.get_submodule(path)
         owner.axes = axes
         owner.forward = MethodType(kind.forward, owner)
+    if "Head" in program:
+        module.run_head = MethodType(program["Head"].forward, module)
 
 
 def _gradients(sharded: ShardedGraph, module: nn.Module, modules: list[nn.Module]) -> dict[str, Tensor]:

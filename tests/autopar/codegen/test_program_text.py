@@ -49,6 +49,7 @@ def _class(source: str, name: str) -> str:
     [
         ("gpt_block_tp_2", ("gpt", "cpu:2", "tp=2"), "GPTBlock"),
         ("gpt_root_tp_2", ("gpt", "cpu:2", "tp=2"), "Root"),
+        ("gpt_head_tp_2", ("gpt", "cpu:2", "tp=2"), "Head"),
         ("llama_block_cp_2", ("llama", "cpu:2", "cp=2"), "LlamaBlock"),
     ],
 )
