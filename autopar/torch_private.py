@@ -7,6 +7,9 @@ that a torch release that moves something breaks one file. Append; keep each wra
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -237,3 +240,29 @@ def kept_operators() -> frozenset[Any]:
     packets = [getattr(torch.ops.aten, name, None) for name in f"{aten} {attention}".split()]
     packets += [getattr(torch.ops._c10d_functional, name, None) for name in reducing.split()]
     return frozenset(getattr(p, overload) for p in packets if p is not None for overload in p.overloads())
+
+
+def scale_in_place(tensors: list[Tensor], factor: Tensor) -> None:
+    """Multiply tensors by a number that lies on their device (``torch._foreach_mul_``); waits for no device."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        torch._foreach_mul_(same, factor.to(dtype))
+
+
+@contextmanager
+def muted_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Disconnect the hooks of ``register_hook`` and ``register_post_accumulate_grad_hook`` for a while.
+
+    Setting ``Tensor._backward_hooks`` and ``_post_accumulate_grad_hooks`` connects another dict of hooks, here an
+    empty one (None leaves the second kind connected); the hooks' own dicts stay the same, for handles remove from
+    them. FSDP2 reads the second kind too.
+    """
+    names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    muted = [(p, name, hooks) for p in parameters for name in names if (hooks := getattr(p, name, None))]
+    for parameter, name, _ in muted:
+        setattr(parameter, name, OrderedDict())
+    try:
+        yield
+    finally:
+        for parameter, name, hooks in muted:
+            setattr(parameter, name, hooks)

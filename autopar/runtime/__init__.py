@@ -13,7 +13,7 @@ from autopar.runtime.collectives import (
     share_gradient,
     sum_gradient,
 )
-from autopar.runtime.cross_entropy import cross_entropy
+from autopar.runtime.cross_entropy import count_targets, cross_entropy
 from autopar.runtime.data import shard_data
 from autopar.runtime.distribute import distribute, local, orders_at_rest
 from autopar.runtime.embedding import embedding
@@ -45,6 +45,7 @@ __all__ = [
     "axes_of",
     "bind",
     "clip_grad_norm",
+    "count_targets",
     "cross_entropy",
     "distribute",
     "embedding",

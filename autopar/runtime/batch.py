@@ -17,6 +17,9 @@ from autopar.torch_private import flatten_with_paths, rebuild
 
 __all__ = ["Input", "local_inputs", "shard_inputs", "slices"]
 
+MICROBATCH = "microbatch"
+"""What layouts call the cut into slices that run one after the other."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -27,12 +30,39 @@ class Input:
     shape: tuple[int, ...]
     dtype: torch.dtype
     layout: str = ""
-    """How a rank reads it: ``dp_shard:S(0)``; axes that are not named hold it whole."""
+    """How a rank reads it: ``dp_shard:S(0) microbatch:S(0)``; axes that are not named hold it whole.
+
+    ``microbatch`` is no axis of the mesh: it says which dim of a rank's slice is cut into microbatches.
+    """
 
     @property
     def shardings(self) -> tuple[Sharding, ...]:
-        """What shards the tensor, outermost first."""
+        """What shards the tensor over ranks, outermost first."""
+        return tuple(sharding for sharding in self._all if sharding.axis != MICROBATCH)
+
+    @property
+    def microbatch_dim(self) -> int | None:
+        """Which dim is cut into microbatches; None for a tensor that each microbatch reads whole."""
+        return next((sharding.dim for sharding in self._all if sharding.axis == MICROBATCH), None)
+
+    @property
+    def _all(self) -> tuple[Sharding, ...]:
         return Parameter(self.path, self.shape, self.dtype, self.layout).shardings
+
+    def microbatches(self, local: Tensor, count: int) -> tuple[Tensor, ...]:
+        """A rank's slice as each of ``count`` microbatches reads it.
+
+        Raises ``PlanMismatchError`` when its dim does not divide evenly.
+        """
+        dim = self.microbatch_dim
+        if dim is None:
+            return (local,) * count
+        if local.shape[dim] % count:
+            raise PlanMismatchError(
+                f"dim {dim} of input '{self.path}' {list(local.shape)} does not divide into {count} microbatches: "
+                "plan again for this batch"
+            )
+        return local.chunk(count, dim)
 
     def local_shape(self, axes: Mapping[str, Axis]) -> tuple[int, ...]:
         """The shape of one rank's slice."""

@@ -19,7 +19,18 @@ from torch import Tensor
 from autopar.runtime.axis import Axis, nested_index, nested_size
 from autopar.torch_private import all_reduce_now
 
-__all__ = ["cross_entropy"]
+__all__ = ["count_targets", "cross_entropy"]
+
+
+def count_targets(target: Tensor, *, axes: Sequence[Axis] = (), ignore_index: int = -100) -> Tensor:
+    """How many targets are not ignored, on all ranks of the ``axes`` that shard them: what a mean divides by.
+
+    ``target`` (…): class numbers, this rank's. Result: a whole number, scalar, the same on every rank along
+    ``axes``; counts of microbatches add up. Raises ValueError for targets that are class probabilities.
+    """
+    if target.is_floating_point():
+        raise ValueError("targets that are class probabilities are not counted one by one")
+    return _all_reduce((target != ignore_index).sum(), "sum", axes)
 
 
 def cross_entropy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,12 @@ from autopar.runtime.identity import Holder, holders, replace
 from autopar.runtime.mesh import Mesh
 from autopar.torch_private import add_axis_of_one, adopt_parameters, flatten_axes, join_axes
 
-__all__ = ["rest", "shard_data"]
+__all__ = ["reduce_at", "rest", "shard_data"]
+
+LEVEL = "_autopar_zero"
+"""Attribute of an FSDP2 module: its level, or ``WHOLE``."""
+WHOLE = 0
+"""No axis shards the parameters: FSDP2 copies them for use and sums gradients over ranks that hold the same."""
 
 
 def shard_data(
@@ -25,20 +30,31 @@ def shard_data(
     *,
     replicate_axes: Sequence[str] = (),
     shard_axes: Sequence[str] = (),
-    reshard_after_forward: bool = True,
+    zero: int | Mapping[str, int] = 3,
     compute_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Hand the module to FSDP2, block by block, over the data axes.
 
-    Along ``shard_axes`` each rank keeps a part of every parameter, its gradient and optimizer state (ZeRO-3;
-    with ``reshard_after_forward`` false ZeRO-2: what forward gathered is kept for backward). Along
-    ``replicate_axes`` it keeps the same as the others. Gradients are *summed* over both, for losses are
-    already shares of the mean over the global batch. ``blocks`` names the submodules that gather and reduce
-    as one; what is left belongs to the root. Parameters are gathered in ``compute_dtype``; gradients are
-    summed in float32. A parameter that is a DTensor over model axes becomes one over
-    data and model axes. Dim 0 need not divide evenly.
+    Along ``shard_axes`` each rank keeps a part of every parameter, its gradient and optimizer state between steps.
+    ``zero``, one level for all or one by path of block (``""`` for the root, 3 where a path is missing), says what
+    is whole within a step:
+
+    | level | parameters gathered                         | gradients reduce-scattered      |
+    | ----- | ------------------------------------------- | ------------------------------- |
+    | 3     | for forward, and again for backward         | at each microbatch              |
+    | 2     | once, from first forward to last backward   | at each microbatch              |
+    | 1     | once, from first forward to last backward   | once, after the last microbatch |
+
+    (The root's own are gathered once per microbatch at level 3: its backward follows its forward at once.) Along
+    ``replicate_axes`` each rank keeps the same as the others, and gradients are summed once, after the last
+    microbatch. Gradients are *summed* over both, for losses are already shares of the mean over the global
+    batch. ``blocks`` names the submodules that gather and reduce as one; what is left belongs to the root.
+    Parameters are gathered in ``compute_dtype``; gradients are summed in float32. A parameter that is a DTensor
+    over model axes becomes one over data and model axes. Dim 0 need not divide evenly.
 
     Parameter objects stay the same after ``keep_identity``. FSDP2 takes two model axes at most.
+
+    Raises ValueError for a level that is not 1, 2 or 3.
     """
     replicate, shard = mesh.wide(replicate_axes), mesh.wide(shard_axes)
     if not replicate and not shard:
@@ -52,8 +68,10 @@ def shard_data(
     scalars = [holder for holder in before if holder.parameter.ndim == 0]
     options["ignored_params"] = {holder.parameter for holder in scalars}
     for path in sorted(set(blocks), key=lambda path: -path.count(".")):
-        fully_shard(module.get_submodule(path), reshard_after_forward=reshard_after_forward, **options)
-    fully_shard(module, **options)
+        level = _level(zero, path) if shard else WHOLE
+        block = fully_shard(module.get_submodule(path), reshard_after_forward=level in (3, WHOLE), **options)
+        setattr(block, LEVEL, level)
+    setattr(fully_shard(module, **options), LEVEL, _level(zero, "") if shard else WHOLE)
     sharded = [holder for holder in before if holder.parameter.ndim]
     for holder in sharded:
         owner, attribute = holder.places[0]
@@ -64,6 +82,27 @@ def shard_data(
             adopt_parameters(part)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
+
+
+def _level(zero: int | Mapping[str, int], path: str) -> int:
+    level = zero if isinstance(zero, int) else zero.get(path, 3)
+    if level not in (1, 2, 3):
+        raise ValueError(f"ZeRO level of '{path}': 1, 2 or 3, not {level}")
+    return level
+
+
+def reduce_at(module: nn.Module, *, is_last: bool) -> None:
+    """Say whether the next backward is the last one of a step: what then is gathered, reduced and given back.
+
+    Without microbatches every backward is the last one, which is how ``shard_data`` leaves the module.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            level = getattr(part, LEVEL)
+            part.set_is_last_backward(is_last)
+            part.set_reshard_after_backward(is_last or level in (3, WHOLE), recurse=False)
+            part.set_requires_gradient_sync(is_last or level in (2, 3), recurse=False)
+            part.set_requires_all_reduce(is_last, recurse=False)
 
 
 def rest(module: nn.Module) -> None:

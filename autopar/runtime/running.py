@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from autopar.runtime.batch import Input, local_inputs, shard_inputs, slices
 from autopar.runtime.data import rest
+from autopar.runtime.gradients import LossScale
+from autopar.runtime.joins import as_outputs
 from autopar.runtime.mesh import Mesh
+from autopar.runtime.microbatches import Counts, Microbatch, cut_inputs, run_microbatches
 from autopar.runtime.state import Orders, clip_grad_norm, full_gradients
 from autopar.torch_private import read_structure, rebuild
 
@@ -32,16 +35,39 @@ class Running:
     """How the outputs are packed: ``tensor``, or a tree as torch writes it."""
     orders: Orders
     """Rows of parameters that are stored in another order than the plain model's."""
+    microbatches: int = 1
+    """Slices of the batch that run one after the other; the root's forward is written for one of them."""
+    joins: Sequence[str] = ()
+    """How each output of the root combines over microbatches: ``sum`` (of shares of a loss), or ``cat DIM``."""
+    counts: Counts | None = field(default=None, repr=False, kw_only=True)
+    """``counts(axes, *inputs)``: numbers of one microbatch, whose sums every microbatch's forward reads last."""
+    loss_scale: float = field(default=1.0, kw_only=True)
+    """What the first backward starts from; later ones start from the gradient that last came into the loss."""
+    _scale: LossScale = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_scale", LossScale(self.loss_scale))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward. Raises ``PlanMismatchError`` for a batch that the plan was not made for."""
-        local = local_inputs(self.inputs, self.mesh.axes, args, kwargs)
+        """The forward. Raises ``PlanMismatchError`` for a batch that the plan was not made for.
+
+        In several microbatches backward runs inside the call, and ``backward()`` of the loss hands its gradients
+        over; from any other output it raises ``ModelError``.
+        """
+        axes = self.mesh.axes
+        local = [t.to(self.mesh.device) for t in local_inputs(self.inputs, axes, args, kwargs)]
         rest(self.module)
-        # The module's own __call__ may lead here: hooks and forward are nn.Module's business.
-        result = nn.Module.__call__(self.module, *(tensor.to(self.mesh.device) for tensor in local))
+        slices = cut_inputs(self.inputs, local, self.microbatches, self.counts, axes)
+        outputs = self._run(slices)
         if self.outputs == "tensor":
-            return result
-        return rebuild(list(result) if isinstance(result, tuple) else [result], read_structure(self.outputs))
+            return outputs[0]
+        return rebuild(list(outputs), read_structure(self.outputs))
+
+    def _run(self, slices: Sequence[Microbatch]) -> tuple[Tensor, ...]:
+        if self.microbatches > 1:
+            return run_microbatches(self.module, slices, self.joins, self._scale)
+        # The module's own __call__ may lead here: hooks and forward are nn.Module's business.
+        return as_outputs(nn.Module.__call__(self.module, *slices[0]))
 
     def shard(self, *args: Any, **kwargs: Any) -> Any:
         """This rank's slice of a global batch, packed as it was passed."""

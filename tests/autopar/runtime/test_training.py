@@ -102,8 +102,9 @@ def test_five_steps_of_adamw_equal_the_plain_model(pool, sizes):
     check(pool.run(train, sizes, {}, 5))
 
 
-def test_keeping_gathered_parameters_for_backward_changes_nothing(pool):
-    check(pool.run(train, {"dp_shard": 2, "tp": 2}, {"reshard_after_forward": False}, 2))
+@pytest.mark.parametrize("zero", [1, 2])
+def test_keeping_gathered_parameters_for_backward_changes_nothing(pool, zero):
+    check(pool.run(train, {"dp_shard": 2, "tp": 2}, {"zero": zero}, 2))
 
 
 @pytest.mark.slow
