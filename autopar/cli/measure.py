@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from autopar.capture import capture
 from autopar.cli.memory_meter import MemoryMeter, memory_meter
+from autopar.cli.profiling import profiled
 from autopar.cli.request import Request, build_source
 from autopar.parallel import parallelize
 
@@ -29,6 +33,8 @@ class Trained:
     """Median step without the first, each as long as on its slowest rank."""
     peak_memory_bytes: int
     """Of the fullest rank."""
+    memory_bytes: dict[str, int]
+    """What is known of it, by category."""
     memory_measure: str
     losses: list[float]
 
@@ -48,7 +54,12 @@ def train(request: Request, device: torch.device) -> Trained:
         losses.append(loss)
         if dist.get_rank() == 0:
             print(f"step {step + 1}/{request.steps}: loss {loss:.6f}, {1e3 * taken_s:.1f} ms", flush=True)
-    return _over_ranks(seconds, losses, meter)
+    trained = _over_ranks(seconds, losses, meter, _held_bytes(module, optimizer))
+    if request.profile:
+        profiled(
+            lambda: _step(module, optimizer, built.args, built.kwargs, device), Path(request.profile), device
+        )
+    return trained
 
 
 def _load_libraries(device: torch.device) -> None:
@@ -87,10 +98,28 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _over_ranks(seconds: list[float], losses: list[float], meter: MemoryMeter) -> Trained:
+def _held_bytes(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """What this rank keeps of parameters, their gradients and optimizer state, under the plan's names."""
+    parameters = list(module.parameters())
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return {
+        "parameters_bytes": _local_bytes([*parameters, *module.buffers()]),
+        "gradients_bytes": _local_bytes([p for p in parameters if p.requires_grad]),  # they are of its dtype
+        "optimizer_bytes": _local_bytes([state for state in states if isinstance(state, torch.Tensor)]),
+    }
+
+
+def _local_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    pieces = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum(piece.numel() * piece.element_size() for piece in pieces)
+
+
+def _over_ranks(
+    seconds: list[float], losses: list[float], meter: MemoryMeter, held_bytes: dict[str, int]
+) -> Trained:
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (seconds, meter.peak_bytes()))
+    dist.all_gather_object(found, (seconds, meter.peak_bytes(), {**held_bytes, **meter.more_bytes()}))
     slowest = [max(times) for times in zip(*(each[0] for each in found), strict=True)]
     timed = slowest[1:] or slowest
-    peak_bytes = max(each[1] for each in found)
-    return Trained(statistics.median(timed), peak_bytes, meter.description, losses)
+    _, peak_bytes, memory_bytes = max(found, key=lambda each: each[1])
+    return Trained(statistics.median(timed), peak_bytes, memory_bytes, meter.description, losses)

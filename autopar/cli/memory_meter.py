@@ -26,6 +26,10 @@ class MemoryMeter(ABC):
     def peak_bytes(self) -> int:
         """The highest level since ``start``, above the level when the meter was made."""
 
+    def more_bytes(self) -> dict[str, int]:
+        """What else is known, by name."""
+        return {}
+
 
 def memory_meter(device: torch.device) -> MemoryMeter:
     if device.type == "cuda":
@@ -48,6 +52,10 @@ class CudaMeter(MemoryMeter):
 
     def peak_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self._device) - self._before_bytes
+
+    def more_bytes(self) -> dict[str, int]:
+        """What the allocator holds of the device, free pieces included."""
+        return {"reserved_bytes": torch.cuda.max_memory_reserved(self._device)}
 
 
 class ResidentMeter(MemoryMeter):

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autopar.report.units import plain, show_bytes, show_count, show_seconds
+from autopar.report.units import plain, show_bytes, show_count, show_seconds, show_share
 
 __all__ = ["Figures", "Outcome", "Verification", "outcome_json", "outcome_table"]
 
@@ -21,8 +21,14 @@ class Figures:
     step_time_s: float
     """Measured: the median step without the first, each step as slow as its slowest rank."""
     tokens_per_s: float
+    mfu: float
+    """Model FLOPs over those of the planned cluster at its peak: see ``autopar.report.flops``."""
+    hfu: float
+    """The same with recomputation counted."""
     peak_memory_bytes: int
     """The largest over ranks."""
+    memory: dict[str, int]
+    """By category, of that rank; measured: what its tensors and torch's allocator tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ def outcome_table(outcome: Outcome) -> RenderableType:
     for label, show, before, after in (
         ("step time", show_seconds, predicted.step_time_s, measured.step_time_s),
         ("tokens/s", show_count, predicted.tokens_per_s, measured.tokens_per_s),
+        ("MFU", show_share, predicted.mfu, measured.mfu),
+        *([("HFU", show_share, predicted.hfu, measured.hfu)] if predicted.hfu != predicted.mfu else []),
         ("peak memory", show_bytes, predicted.peak_memory_bytes, measured.peak_memory_bytes),
     ):
         ratio = f"{after / before:.2f}" if before else "–"

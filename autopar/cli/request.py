@@ -29,11 +29,18 @@ class Request:
     steps: int
     verify: bool
     compile: bool
+    profile: str = ""
+    """Where the trace of one more step goes; empty for none."""
 
 
 def write_request(request: Request, folder: Path) -> None:
     write_plan(request.plan, folder / "plan.json")
-    options = {"steps": request.steps, "verify": request.verify, "compile": request.compile}
+    options = {
+        "steps": request.steps,
+        "verify": request.verify,
+        "compile": request.compile,
+        "profile": request.profile,
+    }
     (folder / "request.json").write_bytes(msgspec.json.encode(options))
 
 

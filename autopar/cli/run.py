@@ -10,7 +10,7 @@ import typer
 
 from autopar.cli.console import log, only_results_on_stdout, print_json, print_result
 from autopar.cli.opening import open_plan
-from autopar.errors import PlanError, PlanMismatchError
+from autopar.errors import PlanError, PlanMismatchError, TraceError
 
 if TYPE_CHECKING:
     from autopar.plan.schema import Plan
@@ -40,18 +40,27 @@ def run_plan(
             show_default=False,
         ),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write torch.profiler's trace of one more step of rank 0, for `autopar trace --measured`.",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
 ) -> None:
     """Train a plan's model on this machine with random data: measured beside predicted."""
     plan = open_plan(path)
     _check_processes(plan, nproc)
+    _check_place(profile)
     _check_model(plan)
     from autopar.cli.launch import launch
     from autopar.cli.outcome import outcome_json, outcome_table
     from autopar.cli.request import Request
 
     is_compiled = plan.training.compile if compile_program is None else compile_program
-    request = Request(plan, steps=steps, verify=verify, compile=is_compiled)
+    trace = str(profile.resolve()) if profile else ""
+    request = Request(plan, steps=steps, verify=verify, compile=is_compiled, profile=trace)
     log(f"starting {_ranks(plan)} processes of {plan.model.source} for {steps} steps")
     outcome = launch(request, processes=_ranks(plan))
     if json:
@@ -74,6 +83,12 @@ def _check_processes(plan: Plan, nproc: int | None) -> None:
             f"the plan has {_ranks(plan)} ranks ({mesh}), --nproc asks for {nproc} processes: "
             f"leave --nproc out, or plan for a cluster of {nproc} devices."
         )
+
+
+def _check_place(profile: Path | None) -> None:
+    """Raises ``TraceError`` where no file can be written."""
+    if profile is not None and (profile.is_dir() or not profile.parent.is_dir()):
+        raise TraceError(f"the trace cannot be written to {profile}: name a file in a folder that is there.")
 
 
 def _check_model(plan: Plan) -> None:

@@ -22,6 +22,8 @@ from autopar.cli.outcome import Figures, Outcome
 from autopar.cli.request import Request, read_request
 from autopar.cli.verify import verify
 from autopar.errors import LaunchError
+from autopar.plan.schema import Plan
+from autopar.report.flops import hardware_flops
 from autopar.runtime.mesh import join_world
 
 __all__ = ["main"]
@@ -48,17 +50,24 @@ def _work(request: Request) -> Outcome:
     trained = train(request, device)
     verification = verify(request, device) if request.verify else None
     predicted = request.plan.predicted
+    fullest = max(predicted.memory, key=lambda memory: sum(msgspec.to_builtins(memory).values()))
     return Outcome(
-        predicted=Figures(predicted.step_time_s, predicted.tokens_per_s, predicted.peak_memory_bytes),
-        measured=Figures(
-            trained.step_time_s, request.plan.training.tokens / trained.step_time_s, trained.peak_memory_bytes
+        predicted=_figures(
+            request.plan, predicted.step_time_s, predicted.peak_memory_bytes, msgspec.to_builtins(fullest)
         ),
+        measured=_figures(request.plan, trained.step_time_s, trained.peak_memory_bytes, trained.memory_bytes),
         verification=verification,
         losses=trained.losses,
         processes=dist.get_world_size(),
         device=torch.cuda.get_device_name(device) if device_type == "cuda" else "cpu",
         memory_measure=trained.memory_measure,
     )
+
+
+def _figures(plan: Plan, step_s: float, peak_bytes: int, memory_bytes: dict[str, int]) -> Figures:
+    mfu = plan.predicted.mfu * plan.predicted.step_time_s / step_s
+    hfu = mfu * hardware_flops(plan) / plan.model.flops if plan.model.flops else 0.0
+    return Figures(step_s, plan.training.tokens / step_s, mfu, hfu, peak_bytes, memory_bytes)
 
 
 def _device_type(request: Request) -> str:

@@ -63,12 +63,13 @@ def test_measured_stands_beside_predicted_and_numbers_are_the_single_devices(tmp
     done = run_in_process(path, "--steps", 3, "--verify", "--json")
     assert done.code == 0, done.err
     result: dict[str, Any] = json.loads(done.out)
-    figures = {"step_time_s", "tokens_per_s", "peak_memory_bytes"}
+    figures = {"step_time_s", "tokens_per_s", "mfu", "hfu", "peak_memory_bytes", "memory"}
     assert set(result["predicted"]) == set(result["measured"]) == figures
-    assert all(value > 0 for value in result["measured"].values())
+    assert all(value > 0 for name, value in result["measured"].items() if name != "memory")
     tokens = json.loads(path.read_text())["training"]["tokens"]
     measured = result["measured"]
     assert measured["tokens_per_s"] == pytest.approx(tokens / measured["step_time_s"])
+    _assert_utilization(result, json.loads(path.read_text()))
     verification = result["verification"]
     assert verification["passed"] is True
     assert verification["loss_relative_error"] < 1e-5
@@ -76,6 +77,43 @@ def test_measured_stands_beside_predicted_and_numbers_are_the_single_devices(tmp
     assert verification["worst_parameter"]
     assert len(result["losses"]) == 3
     assert result["losses"][-1] < result["losses"][0]
+
+
+def _assert_utilization(result: dict[str, Any], plan: dict[str, Any]) -> None:
+    predicted, measured = result["predicted"], result["measured"]
+    assert predicted["mfu"] == pytest.approx(plan["predicted"]["mfu"])
+    assert measured["mfu"] * measured["step_time_s"] == pytest.approx(
+        predicted["mfu"] * predicted["step_time_s"]
+    )
+    assert predicted["hfu"] == predicted["mfu"]  # nothing is recomputed
+    assert predicted["memory"] == plan["predicted"]["memory"][0]
+    for category in ("parameters_bytes", "gradients_bytes", "optimizer_bytes"):
+        assert measured["memory"][category] == pytest.approx(predicted["memory"][category], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_profiled_step_stands_beside_the_predicted_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = saved_plan(tmp_path)
+    done = run_in_process(path, "--steps", 1, "--json", "--profile", tmp_path / "measured.json")
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["losses"]) == 1
+    arguments = ("--measured", tmp_path / "measured.json")
+    traced = run_command(capsys, "trace", path, "-o", tmp_path / "trace.json", *arguments)
+    assert traced.code == 0, traced.err
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    mark = next(event for event in events if event.get("name") == "ProfilerStep#0")
+    inside = [e for e in events if e["name"] == "aten::mm" and e["ts"] < mark["dur"]]
+    assert mark["ts"] == 0.0
+    assert inside
+
+
+def test_a_trace_that_cannot_be_written_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    done = run_command(capsys, "run", saved_plan(tmp_path), "--profile", tmp_path / "no" / "trace.json")
+    assert_is_clear_error(done, "cannot be written", "no/trace.json")
 
 
 @pytest.mark.slow
