@@ -91,7 +91,8 @@ class MeshAxisEntry(_Entry, frozen=True):
     axis: str
     size: int
     parameters: str
-    """``model``: laid out as used; ``replicate`` or ``shard``: kept so by the data-parallel engine."""
+    """``model``: laid out as used; ``replicate`` or ``shard``: kept so by the data-parallel engine; ``stage``:
+    each of its ranks runs other stages."""
 
 
 class OperatorEntry(_Entry, frozen=True):
@@ -142,7 +143,7 @@ class SegmentCallEntry(_Entry, frozen=True):
 
 
 class StageEntry(_Entry, frozen=True):
-    """Consecutive segments on one submesh."""
+    """Consecutive segments on one submesh. Stage i runs on rank i of the axis ``pp``, modulo its size."""
 
     segments: list[SegmentCallEntry]
     ranks: list[int]

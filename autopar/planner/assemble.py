@@ -28,10 +28,10 @@ from autopar.plan.schema import (
     TrainingEntry,
 )
 from autopar.plan.text import write_argument, write_tensor
-from autopar.planner.execution import Execution
 from autopar.planner.memory import Memory
 from autopar.planner.realize import Realized
 from autopar.planner.search import Found, Tried
+from autopar.planner.staging import Staged
 from autopar.planner.work import works
 from autopar.shardings.calls import Call
 from autopar.shardings.placement import REPLICATE, Layout, format_layout
@@ -97,24 +97,31 @@ def make_plan(graph: Graph, question: Question, found: Found) -> Plan:
             )
             for i in sharded.graph.inputs
         ],
-        mesh=[MeshAxisEntry(axis.name, axis.size, axis.kind) for axis in sharded.axes],
-        stages=[_stage(sharded, best.execution)],
+        mesh=_mesh(sharded),
+        stages=[_stage(sharded, position) for position in range(len(sharded.stages))],
         outputs=list(sharded.graph.outputs),
         outer_values={name: write_tensor(value) for name, value in sharded.graph.values.items()},
         segments=segment_entries(realized),
         parameters=_parameters(sharded),
         conversions=conversion_entries(realized),
-        schedule=_schedule(sharded.graph.microbatches),
-        predicted=predicted_entry(realized, best.step_s, training, flops, question.cluster),
+        schedule=_schedule(sharded),
+        predicted=predicted_entry(realized, best.staged or best.step_s, training, flops, question.cluster),
         solver=_solver(found),
         notes=[*graph.notes, *_unruled(sharded.graph)],
         pins=question.pins,
     )
 
 
-def _schedule(microbatches: Microbatches) -> ScheduleEntry:
+def _mesh(sharded: ShardedGraph) -> list[MeshAxisEntry]:
+    """The pipeline's axis, outermost, and those of each stage's submesh."""
+    stages = [MeshAxisEntry("pp", sharded.stage_ranks, "stage")] if sharded.stage_ranks > 1 else []
+    return [*stages, *(MeshAxisEntry(axis.name, axis.size, axis.kind) for axis in sharded.axes)]
+
+
+def _schedule(sharded: ShardedGraph) -> ScheduleEntry:
+    microbatches = sharded.graph.microbatches
     return ScheduleEntry(
-        "none",
+        sharded.schedule,
         microbatches.count,
         dict(microbatches.dims),
         list(microbatches.joins),
@@ -166,13 +173,15 @@ def _layout(layout: Layout, sharded: ShardedGraph) -> str:
     return format_layout(tuple(p for _, p in shown), tuple(axis for axis, _ in shown))
 
 
-def _stage(sharded: ShardedGraph, execution: Execution) -> StageEntry:
+def _stage(sharded: ShardedGraph, position: int) -> StageEntry:
+    stage = sharded.stages[position]
     calls = [
         SegmentCallEntry(call.type, call.module, list(call.arguments), list(call.results))
-        for call in sharded.graph.calls
+        for call in sharded.graph.calls[stage.calls[0] : stage.calls[1] + 1]
     ]
-    zero = execution.zero if any(axis.kind == "shard" for axis in sharded.axes) else 0
-    return StageEntry(calls, [0, max(prod(sharded.sizes), 1) - 1], execution.recompute, zero)
+    ways, rank = prod(sharded.sizes), position % sharded.stage_ranks
+    zero = stage.zero if any(axis.kind == "shard" for axis in sharded.axes) else 0
+    return StageEntry(calls, [rank * ways, (rank + 1) * ways - 1], stage.recompute, zero)
 
 
 def segment_entries(realized: Realized) -> list[SegmentTypeEntry]:
@@ -275,19 +284,25 @@ def _memory_entry(memory: Memory) -> MemoryEntry:
 
 
 def predicted_entry(
-    realized: Realized, step_s: float, training: TrainingEntry, flops: float, cluster: Cluster
+    realized: Realized, outcome: Staged | float, training: TrainingEntry, flops: float, cluster: Cluster
 ) -> PredictedEntry:
-    """What the plan promises."""
+    """What the plan promises; ``outcome`` is the seconds of a step, or a pipeline's stages."""
+    staged = outcome if isinstance(outcome, Staged) else None
+    step_s = outcome.step_s if isinstance(outcome, Staged) else outcome
+    bubble = staged.bubble_fraction if staged else 0.0
+    ranks = len(staged.memory) if staged else 1
     dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(training.precision, "float32")
     optimizer_s = sum(realized.upkeep_s.values()) - realized.traffic_s
     return PredictedEntry(
         step_time_s=step_s,
         tokens_per_s=training.tokens / step_s if step_s else 0.0,
         mfu=flops / (step_s * cluster.devices * cluster.device.peak(dtype)) if step_s else 0.0,
-        peak_memory_bytes=realized.memory.peak,
-        exposed_communication_s=max(0.0, step_s - realized.operator_s - optimizer_s),
-        bubble_fraction=0.0,
-        memory=[_memory_entry(realized.memory)],
+        peak_memory_bytes=staged.peak if staged else realized.memory.peak,
+        exposed_communication_s=max(
+            0.0, step_s * (1.0 - bubble) - (realized.operator_s + optimizer_s) / ranks
+        ),
+        bubble_fraction=bubble,
+        memory=[_memory_entry(memory) for memory in (staged.memory if staged else (realized.memory,))],
     )
 
 
@@ -302,8 +317,7 @@ def _solver(found: Found) -> SolverEntry:
         method=solution.method,
         wall_s=round(found.wall_s, 3),
         candidates=[
-            CandidateEntry(_candidate_text(each), each.step_s, each.realized.memory.peak)
-            for each in found.runner_ups
+            CandidateEntry(_candidate_text(each), each.step_s, each.peak_bytes) for each in found.runner_ups
         ],
     )
 
@@ -311,7 +325,10 @@ def _solver(found: Found) -> SolverEntry:
 def _candidate_text(tried: Tried) -> str:
     """Mesh and execution, as far as it is not the plain one."""
     execution, axes = tried.execution, tried.realized.sharded.axes
-    parts = [_mesh_text(axes)]
+    stages = [f"pp {execution.stage_ranks}"] if execution.stage_ranks > 1 else []
+    parts = [" × ".join([*stages, *([_mesh_text(axes)] if axes or not stages else [])])]
+    if tried.staged:
+        parts.append(tried.staged.schedule)
     if any(axis.kind == "shard" for axis in axes):
         parts.append(f"zero {execution.zero}")
     if execution.recompute != "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import msgspec
@@ -18,15 +19,20 @@ from autopar.planner.operators import planned_types
 from autopar.planner.pins import ZERO_LEVELS
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, realize
+from autopar.planner.staging import Staged, Staging
 from autopar.planner.saved import saved_by
 from autopar.planner.step import step_s
 from autopar.planner.tensors import parameter_groups, resting_placement
 from autopar.shardings.calls import Call
 from autopar.shardings.placement import Layout, parse_layout
 from autopar.shardings.rules import loops_of
+from autopar.shardings.sharded import Stage
 from cost_models.cluster import Cluster
 
 __all__ = ["restore"]
+
+STAGE = "stage"
+"""What the pipeline's axis says of parameters: each of its ranks has others."""
 
 
 def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
@@ -37,15 +43,24 @@ def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
     graph = graph_of(plan)
     _check_operators(graph)
     axes = _axes(plan, cluster)
-    names = tuple(axis.axis for axis in plan.mesh)
+    names = tuple(axis.axis for axis in plan.mesh if axis.parameters != STAGE)
     prices = Prices(cluster, axes, execution=_execution(plan))
     decisions = _decisions(plan, graph, names, axes)
-    realized = realize(graph, planned_types(graph), names, decisions, prices)
+    types = planned_types(graph)
+    realized = realize(graph, types, names, decisions, prices)
+    outcome: Staged | float = step_s(realized, prices)
+    if prices.execution.stage_ranks > 1:
+        staged = _staged(plan, Staging(graph, types, names, decisions, prices, RECOMPUTE_LEVELS))
+        sharded = replace(
+            realized.sharded,
+            stages=staged.stages,
+            schedule=staged.schedule,
+            stage_ranks=prices.execution.stage_ranks,
+        )
+        realized, outcome = replace(realized, sharded=sharded), staged
     updated = msgspec.structs.replace(
         plan,
-        predicted=predicted_entry(
-            realized, step_s(realized, prices), plan.training, plan.model.flops, cluster
-        ),
+        predicted=predicted_entry(realized, outcome, plan.training, plan.model.flops, cluster),
         segments=segment_entries(realized),
         conversions=conversion_entries(realized),
     )
@@ -68,26 +83,63 @@ def _check_operators(graph: Graph) -> None:
 
 
 def _execution(plan: Plan) -> Execution:
-    (stage,) = plan.stages
-    if stage.recompute not in RECOMPUTE_LEVELS or stage.zero not in ZERO_LEVELS:
+    if not plan.stages:
+        raise PlanError("the plan has no stages. Restore them or plan again.")
+    for stage in plan.stages:
+        if stage.recompute not in RECOMPUTE_LEVELS or stage.zero not in ZERO_LEVELS:
+            raise PlanError(
+                f"a stage has recompute '{stage.recompute}' and zero {stage.zero}: legal are "
+                f"{', '.join(RECOMPUTE_LEVELS)} and {', '.join(map(str, ZERO_LEVELS))}."
+            )
+        if stage.zero != plan.stages[0].zero:
+            raise PlanError("stages have different ZeRO levels: give them all the same.")
+    ranks = next((entry.size for entry in plan.mesh if entry.parameters == STAGE), 1)
+    _check_stages(plan, ranks)
+    first = plan.stages[0]
+    level = min((stage.recompute for stage in plan.stages), key=RECOMPUTE_LEVELS.index)
+    return Execution(plan.training.compile, level, plan.schedule.microbatches, first.zero, ranks)
+
+
+def _check_stages(plan: Plan, ranks: int) -> None:
+    if len(plan.stages) % ranks or (ranks == 1 and len(plan.stages) > 1):
+        raise PlanError(f"{len(plan.stages)} stages cannot be dealt to {ranks} pipeline ranks.")
+    chunks = len(plan.stages) // ranks
+    legal = (
+        {"none"}
+        if ranks == 1
+        else {"interleaved", "zero-bubble"} | ({"gpipe", "1f1b"} if chunks == 1 else set())
+    )
+    if plan.schedule.name not in legal:
         raise PlanError(
-            f"a stage has recompute '{stage.recompute}' and zero {stage.zero}: legal are "
-            f"{', '.join(RECOMPUTE_LEVELS)} and {', '.join(map(str, ZERO_LEVELS))}."
+            f"the schedule '{plan.schedule.name}' does not run {len(plan.stages)} stages on {ranks} pipeline "
+            f"ranks: legal are {', '.join(sorted(legal))}."
         )
-    return Execution(plan.training.compile, stage.recompute, plan.schedule.microbatches, stage.zero)
+    if any(not stage.segments for stage in plan.stages):
+        raise PlanError("a stage has no segments. Give it some, or plan again.")
+
+
+def _staged(plan: Plan, staging: Staging) -> Staged:
+    """The plan's own stages."""
+    stages, first = [], 0
+    for entry in plan.stages:
+        stages.append(Stage((first, first + len(entry.segments) - 1), entry.recompute, entry.zero))
+        first += len(entry.segments)
+    return staging.staged(tuple(stages), plan.schedule.name)
 
 
 def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:
-    axes = tuple(MeshAxis(entry.size, entry.parameters) for entry in plan.mesh)
-    for entry in plan.mesh:
-        if not entry.axis.isidentifier() or entry.size < 2 or entry.parameters not in KINDS:
+    axes = tuple(MeshAxis(entry.size, entry.parameters) for entry in plan.mesh if entry.parameters != STAGE)
+    for place, entry in enumerate(plan.mesh):
+        is_stage = entry.parameters == STAGE and place == 0
+        if not entry.axis.isidentifier() or entry.size < 2 or not (entry.parameters in KINDS or is_stage):
             raise PlanError(
                 f"mesh axis '{entry.axis}' of size {entry.size} with parameters '{entry.parameters}': an "
-                f"axis has a plain name, a size of at least 2, and parameters of {', '.join(KINDS)}."
+                f"axis has a plain name, a size of at least 2, and parameters of {', '.join(KINDS)}; "
+                f"the first one may have '{STAGE}'."
             )
-    if len({entry.axis for entry in plan.mesh}) != len(axes):
+    if len({entry.axis for entry in plan.mesh}) != len(plan.mesh):
         raise PlanError("two axes of the plan's mesh have the same name.")
-    ranks = prod(axis.size for axis in axes)
+    ranks = prod(entry.size for entry in plan.mesh)
     if ranks != cluster.devices:
         raise PlanError(f"the plan's mesh has {ranks} ranks, its cluster {cluster.devices} devices.")
     return axes
