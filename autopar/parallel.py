@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from autopar.clusters import cluster_named, local_cluster
 from autopar.errors import AutoparError, PlanMismatchError
@@ -112,15 +111,11 @@ class Parallel:
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The plain model's state: whole tensors under its names. Every rank must call it, as it communicates."""
         state = self.sharded_state_dict(*args, **kwargs)
-        return {name: _whole(value) for name, value in state.items()}
+        return state if self._autopar_running is None else self._autopar_running.whole_state(state)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The same as DTensors, each rank its shard: for ``torch.distributed.checkpoint``."""
         return super().state_dict(*args, **kwargs)  # type: ignore[misc]
-
-
-def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def parallelize(

@@ -17,8 +17,10 @@ import torch
 import torch._subclasses.fake_tensor
 import torch.utils._pytree
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor
 
 
@@ -266,3 +268,39 @@ def muted_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for parameter, name, hooks in muted:
             setattr(parameter, name, hooks)
+
+
+def mesh_of_others(mesh: DeviceMesh, axis: str, index: int) -> DeviceMesh:
+    """Return the mesh of the ranks at ``index`` along ``axis``, to say where something is; it cannot communicate.
+
+    ``DeviceMesh`` without process groups (``_init_backend``). A mesh of one axis becomes one of a single rank.
+    """
+    assert mesh.mesh_dim_names is not None
+    ranks = mesh.mesh.select(mesh.mesh_dim_names.index(axis), index)
+    names = tuple(name for name in mesh.mesh_dim_names if name != axis)
+    if not names:
+        ranks, names = ranks.reshape(1), (axis,)
+    return DeviceMesh(mesh.device_type, ranks, mesh_dim_names=names, _init_backend=False)
+
+
+class StageBase(_PipelineStageBase):
+    """A pipeline stage that prepares nothing ahead: its methods allocate and send what they are asked for.
+
+    ``torch.distributed.pipelining.stage._PipelineStageBase``, which schedules drive through public methods and the
+    three hooks below (2.11 and 2.13 call them with different arguments). Schedules check for ``torch.compile`` and
+    FSDP2 in ``submod``; a stage that handles both itself gives them an empty module.
+    """
+
+    def __init__(self, index: int, count: int, device: torch.device, group: ProcessGroup) -> None:
+        super().__init__(torch.nn.Module(), index, count, device, group)
+
+    def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> tuple[()]:  # type: ignore[override]
+        self.args_recv_info = {0: ()}
+        self.act_send_info = {}
+        return ()
+
+    def _prepare_backward_infra(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        return None
+
+    def _create_grad_recv_info(self, act_send_info: Any) -> tuple[()]:
+        return ()

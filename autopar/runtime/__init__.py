@@ -20,6 +20,7 @@ from autopar.runtime.embedding import embedding
 from autopar.runtime.identity import keep_identity
 from autopar.runtime.mesh import Mesh, init_mesh
 from autopar.runtime.parameter import Parameter
+from autopar.runtime.pipeline import Pipeline, Stage, Wire
 from autopar.runtime.randomness import seed_ranks
 from autopar.runtime.running import Running, train_on_random_data
 from autopar.runtime.state import (
@@ -37,7 +38,10 @@ __all__ = [
     "Input",
     "Mesh",
     "Parameter",
+    "Pipeline",
     "Running",
+    "Stage",
+    "Wire",
     "all_gather",
     "all_reduce",
     "all_to_all",

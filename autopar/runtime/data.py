@@ -11,11 +11,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
+from autopar.runtime.homes import is_elsewhere
 from autopar.runtime.identity import Holder, holders, replace
 from autopar.runtime.mesh import Mesh
 from autopar.torch_private import add_axis_of_one, adopt_parameters, flatten_axes, join_axes
 
-__all__ = ["reduce_at", "rest", "shard_data"]
+__all__ = ["data_parts", "end_step_at", "reduce_at", "rest", "shard_data"]
 
 LEVEL = "_autopar_zero"
 """Attribute of an FSDP2 module: its level, or ``WHOLE``."""
@@ -52,7 +53,8 @@ def shard_data(
     Parameters are gathered in ``compute_dtype``; gradients are summed in float32. A parameter that is a DTensor
     over model axes becomes one over data and model axes. Dim 0 need not divide evenly.
 
-    Parameter objects stay the same after ``keep_identity``. FSDP2 takes two model axes at most.
+    Parameters that other ranks of the pipeline hold are left alone. Parameter objects stay the same after
+    ``keep_identity``. FSDP2 takes two model axes at most.
 
     Raises ValueError for a level that is not 1, 2 or 3.
     """
@@ -65,14 +67,19 @@ def shard_data(
         "mp_policy": _precision(compute_dtype),
     }
     before = list(holders(module))
-    scalars = [holder for holder in before if holder.parameter.ndim == 0]
-    options["ignored_params"] = {holder.parameter for holder in scalars}
+    here = [holder for holder in before if not is_elsewhere(holder.parameter)]
+    scalars = [holder for holder in here if holder.parameter.ndim == 0]
+    sharded = [holder for holder in here if holder.parameter.ndim]
+    options["ignored_params"] = {h.parameter for h in before if is_elsewhere(h.parameter)} | {
+        h.parameter for h in scalars
+    }
     for path in sorted(set(blocks), key=lambda path: -path.count(".")):
+        if _is_all_elsewhere(module.get_submodule(path)):
+            continue
         level = _level(zero, path) if shard else WHOLE
         block = fully_shard(module.get_submodule(path), reshard_after_forward=level in (3, WHOLE), **options)
         setattr(block, LEVEL, level)
     setattr(fully_shard(module, **options), LEVEL, _level(zero, "") if shard else WHOLE)
-    sharded = [holder for holder in before if holder.parameter.ndim]
     for holder in sharded:
         owner, attribute = holder.places[0]
         replace(holder, getattr(owner, attribute))
@@ -84,6 +91,12 @@ def shard_data(
             part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
 
 
+def _is_all_elsewhere(block: nn.Module) -> bool:
+    """Whether the block has parameters, and other ranks of the pipeline hold them all."""
+    parameters = list(block.parameters())
+    return bool(parameters) and all(is_elsewhere(parameter) for parameter in parameters)
+
+
 def _level(zero: int | Mapping[str, int], path: str) -> int:
     level = zero if isinstance(zero, int) else zero.get(path, 3)
     if level not in (1, 2, 3):
@@ -91,18 +104,28 @@ def _level(zero: int | Mapping[str, int], path: str) -> int:
     return level
 
 
-def reduce_at(module: nn.Module, *, is_last: bool) -> None:
-    """Say whether the next backward is the last one of a step: what then is gathered, reduced and given back.
+def data_parts(module: nn.Module) -> list[FSDPModule]:
+    """What gathers and reduces as one: the blocks, and the root."""
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
-    Without microbatches every backward is the last one, which is how ``shard_data`` leaves the module.
+
+def reduce_at(parts: Iterable[FSDPModule], *, is_last: bool, is_once: bool = False) -> None:
+    """Say whether the next backward of these parts is their last one in a step: what is reduced and given back then.
+
+    With ``is_once`` gradients are reduced after the last one alone, whatever the level. Without microbatches every
+    backward is the last one, which is how ``shard_data`` leaves the module.
     """
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            level = getattr(part, LEVEL)
-            part.set_is_last_backward(is_last)
-            part.set_reshard_after_backward(is_last or level in (3, WHOLE), recurse=False)
-            part.set_requires_gradient_sync(is_last or level in (2, 3), recurse=False)
-            part.set_requires_all_reduce(is_last, recurse=False)
+    for part in parts:
+        level = getattr(part, LEVEL)
+        part.set_reshard_after_backward(is_last or level in (3, WHOLE), recurse=False)
+        part.set_requires_gradient_sync(is_last or (level in (2, 3) and not is_once), recurse=False)
+        part.set_requires_all_reduce(is_last, recurse=False)
+
+
+def end_step_at(parts: Iterable[FSDPModule], *, is_last: bool) -> None:
+    """Say whether the next backward is the last one of the step, which waits for all reductions under way."""
+    for part in parts:
+        part.set_is_last_backward(is_last)
 
 
 def rest(module: nn.Module) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from autopar.errors import PlanMismatchError
+from autopar.runtime.homes import elsewhere, homes_of
 from autopar.runtime.identity import Holder, holders, replace
-from autopar.runtime.mesh import Mesh
+from autopar.runtime.mesh import PIPELINE, Mesh
 from autopar.runtime.parameter import Parameter, stored_order, to_stored_order
 
 __all__ = ["distribute", "local", "orders_at_rest"]
@@ -40,6 +41,7 @@ def distribute(
     ``model_axes`` are the axes that operators shard over (tensor, context, expert), not those of data
     parallelism; where one of them has several ranks, *every* parameter becomes a DTensor over all of them.
     Names, tied weights and ``requires_grad`` stay; so do the parameter objects after ``keep_identity``.
+    Parameters of stages that run on other ranks of the pipeline become empty: see ``autopar.runtime.homes``.
     With ``broadcast`` rank 0's values win, so that ranks may have initialised theirs differently. Parameters
     on the meta device stay there.
 
@@ -51,9 +53,16 @@ def distribute(
     found = list(holders(module))
     for holder in found:
         _check(holder, table)
+    pipeline = mesh.axes.get(PIPELINE)
     for holder in found:
         record = table[holder.names[0]]
         whole = _whole(holder.parameter, mesh.device, broadcast)
+        if pipeline is not None and pipeline.size > 1:
+            homes = homes_of([table[name] for name in holder.names if name in table], pipeline.size)
+            if pipeline.index not in homes:
+                empty = elsewhere(whole, homes[0], mesh)
+                replace(holder, nn.Parameter(empty, requires_grad=holder.parameter.requires_grad))
+                continue
         if not names:
             holder.parameter.data = whole
             continue

@@ -16,8 +16,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from autopar.errors import PlanMismatchError
 from autopar.runtime.axis import Axis, axes_of
 
-__all__ = ["Mesh", "init_mesh", "join_world"]
+__all__ = ["PIPELINE", "Mesh", "init_mesh", "join_world"]
 
+PIPELINE = "pp"
+"""The axis of pipeline stages, outermost; parameters and activations are laid out along the others."""
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Communication library by device type."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autopar.runtime.axis import Axis
 from autopar.runtime.batch import Input
-from autopar.runtime.data import reduce_at, rest
+from autopar.runtime.data import data_parts, end_step_at, reduce_at, rest
 from autopar.runtime.gradients import KeptGradients, LossScale, hand_over, refuse_backward, set_aside
 from autopar.runtime.joins import as_outputs, joined, loss_position
 
@@ -59,24 +59,27 @@ def run_microbatches(
         with torch.no_grad():
             outputs = run_microbatches(module, slices, joins, scale)
         return with_backward(outputs, [bool(parameters)] * len(outputs), None, KeptGradients(), scale)
-    parts, place, have_gradients = [], None, [False] * len(joins)
+    results, place, have_gradients = [], None, [False] * len(joins)
+    parts = data_parts(module)
     with set_aside(parameters) as kept:
         for number, slice_ in enumerate(slices):
-            reduce_at(module, is_last=number == len(slices) - 1)
+            reduce_at(parts, is_last=number == len(slices) - 1)
+            end_step_at(parts, is_last=number == len(slices) - 1)
             outputs = as_outputs(nn.Module.__call__(module, *slice_))
             place, have_gradients = loss_position(outputs, joins), [o.requires_grad for o in outputs]
             if place is not None:
                 kept.start = scale.start(outputs[place])
-                start_backward(outputs[place], kept.start)
-            parts.append(tuple(output.detach() for output in outputs))
+                start_backward([outputs[place]], [kept.start])
+            results.append(tuple(output.detach() for output in outputs))
             del outputs  # the graph of one microbatch goes before the next one's is made
-    return with_backward(joined(parts, joins), have_gradients, place, kept, scale)
+    return with_backward(joined(results, joins), have_gradients, place, kept, scale)
 
 
-def start_backward(loss: Tensor, start: Tensor) -> None:
-    """Backward of one microbatch's loss, as the user would run it: outside of autocast."""
-    with torch.autocast(loss.device.type, enabled=False):
-        torch.autograd.backward(loss, start)
+def start_backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Backward of one microbatch, as the user would run it: outside of autocast."""
+    if outputs:
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            torch.autograd.backward(outputs, gradients)
 
 
 def with_backward(

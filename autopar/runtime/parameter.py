@@ -51,6 +51,8 @@ class Parameter:
     """False for a buffer that state dicts leave out."""
     alias_of: str | None = None
     """For tied weights: the name under which ``named_parameters()`` lists the tensor."""
+    stages: tuple[int, ...] = ()
+    """Pipeline stages that use it, under this name or another; without any, the first rank holds it."""
 
     def __post_init__(self) -> None:
         for sharding in self.shardings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from autopar.runtime.batch import Input, local_inputs, shard_inputs, slices
 from autopar.runtime.data import rest
 from autopar.runtime.gradients import LossScale
+from autopar.runtime.homes import Homes
 from autopar.runtime.joins import as_outputs
 from autopar.runtime.mesh import Mesh
 from autopar.runtime.microbatches import Counts, Microbatch, cut_inputs, run_microbatches
-from autopar.runtime.state import Orders, clip_grad_norm, full_gradients
+from autopar.runtime.pipeline import Pipeline
+from autopar.runtime.schedule import PipelineRun
+from autopar.runtime.state import Orders, clip_grad_norm, full_gradients, whole_state
 from autopar.torch_private import read_structure, rebuild
 
 __all__ = ["Running", "train_on_random_data"]
@@ -41,12 +44,22 @@ class Running:
     """How each output of the root combines over microbatches: ``sum`` (of shares of a loss), or ``cat DIM``."""
     counts: Counts | None = field(default=None, repr=False, kw_only=True)
     """``counts(axes, *inputs)``: numbers of one microbatch, whose sums every microbatch's forward reads last."""
+    pipeline: Pipeline | None = field(default=None, repr=False, kw_only=True)
+    """The stages, where there are several."""
     loss_scale: float = field(default=1.0, kw_only=True)
     """What the first backward starts from; later ones start from the gradient that last came into the loss."""
     _scale: LossScale = field(init=False, repr=False, compare=False)
+    _homes: Homes | None = field(init=False, repr=False, compare=False)
+    _stages: PipelineRun | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        homes = Homes.from_records(self.pipeline.parameters, self.mesh) if self.pipeline else None
         object.__setattr__(self, "_scale", LossScale(self.loss_scale))
+        object.__setattr__(self, "_homes", homes)
+        object.__setattr__(self, "_stages", None)
+        if self.pipeline is not None and homes is not None:
+            arguments = (self.module, self.mesh, self.pipeline, homes, self.microbatches, self.joins)
+            object.__setattr__(self, "_stages", PipelineRun(*arguments))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward. Raises ``PlanMismatchError`` for a batch that the plan was not made for.
@@ -64,6 +77,8 @@ class Running:
         return rebuild(list(outputs), read_structure(self.outputs))
 
     def _run(self, slices: Sequence[Microbatch]) -> tuple[Tensor, ...]:
+        if self._stages is not None:
+            return self._stages(slices, self._scale)
         if self.microbatches > 1:
             return run_microbatches(self.module, slices, self.joins, self._scale)
         # The module's own __call__ may lead here: hooks and forward are nn.Module's business.
@@ -85,11 +100,15 @@ class Running:
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip the norm of all gradients together; returns what it was, the same on every rank."""
-        return clip_grad_norm(self.module, max_norm, norm_type)
+        return clip_grad_norm(self.module, max_norm, norm_type, self._homes)
 
     def full_gradients(self) -> dict[str, Tensor]:
         """Every gradient as the plain model has it, by parameter name. All ranks must call it."""
-        return full_gradients(self.module, self.orders)
+        return full_gradients(self.module, self.orders, self._homes)
+
+    def whole_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A state dict of the module with whole tensors on every rank. All ranks must call it."""
+        return whole_state(state, self._homes)
 
 
 def train_on_random_data(running: Running, steps: int = 5) -> None:

@@ -26,16 +26,20 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from autopar.runtime.identity import holders
+from autopar.runtime.homes import Homes, is_elsewhere
+from autopar.runtime.identity import Holder, holders
 from autopar.runtime.parameter import to_plain_order, to_stored_order
+from autopar.torch_private import scale_in_place
 
 __all__ = [
+    "Orders",
     "clip_grad_norm",
     "full_gradients",
     "full_optimizer_state",
     "full_state_dict",
     "load_full_optimizer_state",
     "speak_plain_state",
+    "whole_state",
 ]
 
 Orders = Mapping[str, tuple[tuple[int, Tensor], ...]]
@@ -67,6 +71,9 @@ class _Load:
         given = state.get(key)
         if not isinstance(given, Tensor) or given.shape != self.parameter.shape:
             return  # missing or wrong: load_state_dict reports it
+        if is_elsewhere(self.parameter):
+            state[key] = self.parameter
+            return
         if isinstance(given, DTensor) and not self.order and given.device_mesh == self.parameter.device_mesh:
             return
         whole = given.full_tensor() if isinstance(given, DTensor) else given
@@ -81,7 +88,7 @@ class _Save:
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         key = prefix + self.attribute
-        if isinstance(state.get(key), DTensor):
+        if isinstance(state.get(key), DTensor) and not is_elsewhere(state[key]):
             state[key] = _sharded_like(state[key], to_plain_order(state[key].full_tensor(), self.order))
 
 
@@ -92,26 +99,54 @@ def _sharded_like(parameter: DTensor, whole: Tensor) -> DTensor:
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def full_state_dict(module: nn.Module) -> dict[str, Any]:
+def full_state_dict(module: nn.Module, homes: Homes | None = None) -> dict[str, Any]:
     """The module's state as the plain model has it: whole tensors, on every rank, copies."""
+    state = module.state_dict()
+    whole = whole_state(state, homes)
     return {
-        name: _full(value) if isinstance(value, Tensor) else value
-        for name, value in module.state_dict().items()
+        n: value.clone() if value is state[n] and isinstance(value, Tensor) else value
+        for n, value in whole.items()
+    }
+
+
+def whole_state(state: Mapping[str, Any], homes: Homes | None = None) -> dict[str, Any]:
+    """A state dict with whole tensors, on every rank. ``homes`` says where a pipeline's tensors are."""
+    return {
+        name: _shared(name, value, homes) if isinstance(value, Tensor) else value
+        for name, value in state.items()
     }
 
 
 def _full(value: Tensor) -> Tensor:
-    value = value.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+    return value.detach().full_tensor() if isinstance(value, DTensor) else value
 
 
-def full_gradients(module: nn.Module, orders: Orders) -> dict[str, Tensor]:
+def _shared(name: str, value: Tensor, homes: Homes | None) -> Tensor:
+    """The whole tensor, of the pipeline rank that holds it."""
+    if homes is None or name not in homes.of:
+        return _full(value)
+    return homes.shared(name, None if is_elsewhere(value) else _full(value), value)
+
+
+def full_gradients(module: nn.Module, orders: Orders, homes: Homes | None = None) -> dict[str, Tensor]:
     """Every gradient as the plain model has it, by parameter name; parameters without one are left out."""
+    found = list(holders(module))
+    has_gradient = [holder.parameter.grad is not None for holder in found]
+    if homes is not None:
+        has_gradient = homes.any(has_gradient)
     return {
-        holder.names[0]: to_plain_order(_full(holder.parameter.grad), orders.get(holder.names[0], ()))
-        for holder in holders(module)
-        if holder.parameter.grad is not None
+        holder.names[0]: to_plain_order(_full_gradient(holder, homes), orders.get(holder.names[0], ()))
+        for holder, has in zip(found, has_gradient, strict=True)
+        if has
     }
+
+
+def _full_gradient(holder: Holder, homes: Homes | None) -> Tensor:
+    gradient = holder.parameter.grad
+    if homes is None:
+        assert gradient is not None
+        return _full(gradient)
+    return homes.shared(holder.names[0], None if gradient is None else _full(gradient), holder.parameter)
 
 
 def full_optimizer_state(
@@ -148,10 +183,29 @@ def _reordered(state: Mapping[str, Any], module: nn.Module, orders: Orders, reor
     return {**state, "state": moments}
 
 
-def clip_grad_norm(module: nn.Module, max_norm: float, norm_type: float = 2.0) -> Tensor:
-    """Clip the norm of all gradients together; return what it was, the same on every rank.
+def clip_grad_norm(
+    module: nn.Module, max_norm: float, norm_type: float = 2.0, homes: Homes | None = None
+) -> Tensor:
+    """Clip the norm of all gradients together, tied weights counted once; return what it was, on every rank.
 
-    ``torch.nn.utils.clip_grad_norm_`` on ``module.parameters()`` does the same; its result is a DTensor.
+    Without a pipeline ``torch.nn.utils.clip_grad_norm_`` on ``module.parameters()`` does the same, and returns a
+    DTensor. With one it sees the stages of one rank only.
     """
-    norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm, norm_type)
+    if homes is None:
+        norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm, norm_type)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    found = [holder for holder in holders(module) if holder.parameter.grad is not None]
+    mine = [holder.parameter.grad for holder in found if homes.is_first(holder.names[0])]
+    norm = homes.total_norm(_norm(mine, norm_type, homes.device), norm_type)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_ does it
+    gradients = [holder.parameter.grad for holder in found]
+    scale_in_place(
+        [g.to_local() if isinstance(g, DTensor) else g for g in gradients if g is not None], factor
+    )
+    return norm
+
+
+def _norm(gradients: list[Any], norm_type: float, device: torch.device) -> Tensor:
+    """The norm of whole gradients together, of which each rank has its shards; zero for none."""
+    norm = nn.utils.get_total_norm(gradients, norm_type) if gradients else torch.zeros((), device=device)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

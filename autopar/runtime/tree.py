@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from autopar.runtime.homes import is_elsewhere
 from autopar.runtime.identity import holders
 from autopar.runtime.parameter import Parameter
 
@@ -83,6 +84,8 @@ def initialize(module: nn.Module, seed: int = 0) -> None:
     """
     for holder in holders(module):
         name, parameter = holder.names[0], holder.parameter
+        if is_elsewhere(parameter):
+            continue
         values = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         if parameter.ndim < 2:
             values.fill_(1.0 if name.endswith("weight") else 0.0)

@@ -1,0 +1,169 @@
+"""One pipeline stage at work: what torch's schedules ask of a stage.
+
+It differs from ``torch.distributed.pipelining.PipelineStage`` in four ways: buffers to receive into live only as
+long as their microbatch is in flight (``PipelineStage`` holds them for all microbatches at once), wires may carry
+whole numbers and tensors without gradients, a stage reads inputs of its own, and FSDP2 reduces gradients as the
+ZeRO level says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from autopar.errors import ModelError
+from autopar.runtime.gradients import LossScale
+from autopar.runtime.joins import as_outputs, loss_position
+from autopar.runtime.microbatches import Microbatch, start_backward
+from autopar.runtime.pipeline import Stage, Wire
+from autopar.torch_private import StageBase
+
+__all__ = ["RunningStage"]
+
+
+class RunningStage(StageBase):
+    """A stage of a program, on the rank that runs it. ``begin`` it before each run of the schedule."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        stages: Sequence[Stage],
+        number: int,
+        group: ProcessGroup,
+        device: torch.device,
+        joins: Sequence[str],
+        before_backward: Callable[[int], None],
+    ) -> None:
+        super().__init__(number, len(stages), device, group)
+        self.module, self.stage, self.joins = module, stages[number], joins
+        self.before_backward = before_backward
+        self.begin((), LossScale())
+
+    def begin(self, slices: Sequence[Microbatch], scale: LossScale) -> None:
+        """Forget the run before; ``slices`` are what each microbatch's forward reads of."""
+        self.slices, self.scale = slices, scale
+        self.received: dict[int, tuple[Tensor, ...]] = {}
+        self.made: dict[int, tuple[Tensor, ...]] = {}
+        self.gradients_received: dict[int, tuple[Tensor, ...]] = {}
+        self.gradients_made: dict[int, tuple[Tensor, ...]] = {}
+        self.results: dict[int, tuple[Tensor, ...]] = {}
+        self.place: int | None = None
+        self.have_gradients: list[bool] = []
+
+    def clear_runtime_states(self) -> None:
+        """Nothing: ``begin`` did it."""
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """Receive what the stage before sends of a microbatch."""
+        self.received[fwd_chunk_id] = self._buffers(self.stage.receives)
+        return self._operations(dist.irecv, self.received[fwd_chunk_id], self.stage_index - 1)
+
+    def forward_one_chunk(
+        self, fwd_chunk_id: int, args: Any, kwargs: Any = None, save_forward_output: bool = True
+    ) -> Tensor:
+        """Run a microbatch's forward; returns its loss, without gradient, on the last stage."""
+        received = self.received.get(fwd_chunk_id, ())
+        for tensor, wire in zip(received, self.stage.receives, strict=True):
+            tensor.requires_grad_(wire.requires_grad and self.has_backward)
+        read = [self.slices[fwd_chunk_id][position] for position in self.stage.reads]
+        outputs = as_outputs(nn.Module.__call__(self.module, self.stage_index, *received, *read))
+        if not self.has_backward:
+            self.received.pop(fwd_chunk_id, None)
+        if self.is_last:
+            return self._finish(fwd_chunk_id, outputs)
+        assert len(outputs) == len(self.stage.sends)
+        self.made[fwd_chunk_id] = outputs
+        return torch.empty(0)
+
+    def _finish(self, number: int, outputs: tuple[Tensor, ...]) -> Tensor:
+        """Keep the root's outputs, and of those with gradients the loss alone."""
+        self.results[number] = tuple(output.detach() for output in outputs)
+        self.place, self.have_gradients = (
+            loss_position(outputs, self.joins),
+            [o.requires_grad for o in outputs],
+        )
+        if not self.has_backward:
+            return torch.empty(0)
+        if self.place is None:
+            raise ModelError(
+                "no output of the model is a scalar loss with a gradient: a pipeline cannot train it"
+            )
+        self.made[number] = (outputs[self.place],)
+        return self.results[number][self.place]
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """Send a microbatch's values to the next stage."""
+        if self.is_last:
+            return []
+        made = self.made[fwd_chunk_id] if self.has_backward else self.made.pop(fwd_chunk_id)
+        return self._operations(dist.isend, made, self.stage_index + 1)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """Receive the gradients of what was sent."""
+        if not self.has_backward or self.is_last:
+            return []
+        buffers = self._buffers([wire for wire in self.stage.sends if wire.requires_grad])
+        self.gradients_received[bwd_chunk_id] = buffers
+        return self._operations(dist.irecv, buffers, self.stage_index + 1)
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> None:
+        """Run a microbatch's backward, for what was received and for the parameters."""
+        if not self.has_backward:
+            return
+        self.before_backward(self.stage_index)
+        start_backward(*self._outputs_and_gradients(bwd_chunk_id))
+        self._keep_gradients(bwd_chunk_id)
+
+    def _outputs_and_gradients(self, number: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Where backward starts, and with what."""
+        made = self.made.pop(number)
+        if self.is_last:
+            return [made[0]], [self.scale.start(made[0])]
+        sent = [tensor for tensor, wire in zip(made, self.stage.sends, strict=True) if wire.requires_grad]
+        pairs = zip(sent, self.gradients_received.pop(number), strict=True)
+        wanting = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad]
+        return [tensor for tensor, _ in wanting], [gradient for _, gradient in wanting]
+
+    def _keep_gradients(self, number: int) -> None:
+        """Take the gradients off what was received, zeros where nothing came."""
+        received = self.received.pop(number, ())
+        wanting = [t for t, wire in zip(received, self.stage.receives, strict=True) if wire.requires_grad]
+        self.gradients_made[number] = tuple(
+            torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in wanting
+        )
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """Send the gradients of what was received."""
+        if not self.has_backward or self.is_first:
+            return []
+        return self._operations(dist.isend, self.gradients_made.pop(bwd_chunk_id), self.stage_index - 1)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """Nothing is left to do."""
+
+    def perform_reduce_grad(self, grad_scale_factor: int) -> None:
+        """Nothing: FSDP2 reduces gradients in backward itself."""
+
+    def _buffers(self, wires: Sequence[Wire]) -> tuple[Tensor, ...]:
+        return tuple(torch.empty(wire.shape, dtype=wire.dtype, device=self.device) for wire in wires)
+
+    def _operations(self, kind: Any, tensors: Sequence[Tensor], stage: int) -> list[dist.P2POp]:
+        """Sends to, or receives from, the rank that runs a stage."""
+        if not tensors or not 0 <= stage < self.num_stages:
+            return []
+        assert self.group is not None
+        peer = dist.get_global_rank(self.group, self.stage_index_to_group_rank[stage])
+        return [dist.P2POp(kind, _as_bytes(tensor.detach()), peer, self.group) for tensor in tensors]
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """A tensor as gloo and NCCL carry it: contiguous, truth values as bytes. A buffer stays the same memory."""
+    tensor = tensor.contiguous()
+    return tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
