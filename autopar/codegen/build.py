@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopar.codegen.tables import blocks_table
+from autopar.codegen.tables import blocks_table, has_recompute
 from autopar.codegen.text import identifier
 from autopar.shardings.sharded import ShardedGraph
 
@@ -33,10 +33,10 @@ def build(module: nn.Module | None = None, *, compile: bool = {is_compiled}, see
     mesh = init_mesh(MESH)
     is_new = module is None
     if is_new:
-        module = parameter_tree(PARAMETERS, {{"": Root, **BLOCKS}})
+        module = parameter_tree(PARAMETERS, {root_class})
         keep_identity(module)
     distribute(module, PARAMETERS, mesh, MODEL_AXES)
-    forwards = {{"": Root.forward, **{{path: kind.forward for path, kind in BLOCKS.items()}}}}
+    forwards = {{{root_forward}path: kind.forward for path, kind in BLOCKS.items()}}{more}
     bind(module, forwards, mesh.axes, compile_forwards=compile{head}{recompute})
     shard_data(
         module,
@@ -52,7 +52,7 @@ def build(module: nn.Module | None = None, *, compile: bool = {is_compiled}, see
     orders = orders_at_rest(PARAMETERS, mesh, MODEL_AXES)
     speak_plain_state(module, orders)
     seed_ranks(seed, mesh.axes, RANDOM_AXES)
-    return Running(module, mesh, INPUTS, OUTPUTS, orders{microbatches})
+    return Running({running})
 
 
 if __name__ == "__main__":
@@ -66,15 +66,28 @@ def build_source(sharded: ShardedGraph, head: str = "", *, is_compiled: bool = F
     ``head`` is the class of what follows the blocks; ``is_compiled`` is the default of ``compile``.
     """
     blocks = {call.module: call.type for call in sharded.graph.calls if call.module}
-    (stage,) = sharded.stages
+    is_pipeline = sharded.stage_ranks > 1
     has_shards = any(axis.kind == "shard" for axis in sharded.axes)
-    microbatches = sharded.graph.microbatches
-    counts = ", counts=count_targets_of" if microbatches.counted else ""
     build = _BUILD.format(
         is_compiled=is_compiled,
         head=f", head={identifier(head)}.forward" if head else "",
-        recompute=", recompute=dict.fromkeys(BLOCKS, RECOMPUTE)" if stage.recompute != "none" else "",
+        root_class="BLOCKS" if is_pipeline else '{"": Root, **BLOCKS}',
+        root_forward="" if is_pipeline else '"": Root.forward, **{',
+        more="" if is_pipeline else "}",
+        recompute=", recompute=RECOMPUTE" if has_recompute(sharded) else "",
         zero="\n        zero=ZERO," if has_shards else "",
-        microbatches=f", MICROBATCHES, JOINS{counts}" if microbatches.count > 1 else "",
+        running=_running_arguments(sharded),
     )
     return f"\n{blocks_table(list(blocks.items()))}\n{build}"
+
+
+def _running_arguments(sharded: ShardedGraph) -> str:
+    """What ``Running`` is told: of the plain step, and of what is beside it."""
+    microbatches = sharded.graph.microbatches
+    plain = "module, mesh, INPUTS, OUTPUTS, orders"
+    options = ["MICROBATCHES", "JOINS"] if microbatches.joins else []
+    options += ["counts=count_targets_of"] if microbatches.counted else []
+    options += ["pipeline=Pipeline(STAGES, PARAMETERS, SCHEDULE)"] if sharded.stage_ranks > 1 else []
+    if not options:
+        return plain
+    return "".join(["\n", *(f"        {line},\n" for line in (plain, *options)), "    "])

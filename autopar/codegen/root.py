@@ -27,7 +27,7 @@ def block_function(sharded: ShardedGraph, segment: SegmentType) -> Function:
 
 def head_function(sharded: ShardedGraph) -> Function | None:
     """What the root does after the last block, its loss as a rule; None where no block comes before the end."""
-    call = _head(sharded)
+    call = _head(sharded.graph)
     if call is None:
         return None
     segment = next(segment for segment in sharded.graph.types if segment.name == call.type)
@@ -37,9 +37,9 @@ def head_function(sharded: ShardedGraph) -> Function | None:
     )
 
 
-def _head(sharded: ShardedGraph) -> SegmentCall | None:
+def _head(graph: Graph) -> SegmentCall | None:
     """The one call of the root that follows the last block."""
-    calls = sharded.graph.calls
+    calls = graph.calls
     is_last = len(calls) > 1 and calls[-2].module and not calls[-1].module and calls[-1].results
     return calls[-1] if is_last else None
 
@@ -113,7 +113,7 @@ class RootWriter:
                 self._loop(run)
             elif calls[0].module:
                 self._call(calls[0], attribute("self", calls[0].module))
-            elif calls[0] is _head(self.sharded):
+            elif calls[0] is _head(self.whole):
                 self._call(calls[0], "self.run_head")
             else:
                 self._inline(calls[0])

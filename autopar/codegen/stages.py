@@ -15,7 +15,7 @@ from autopar.codegen.text import identifier
 from autopar.shardings.placement import REPLICATE, Layout, local_shape
 from autopar.shardings.sharded import ShardedGraph, Stage
 
-__all__ = ["StageFunction", "stage_functions", "stages_of_parameters", "stages_table"]
+__all__ = ["StageFunction", "stage_functions", "stages_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +82,18 @@ def _note(calls: Sequence[SegmentCall]) -> str:
     return modules[0] if len(modules) == 1 else f"{modules[0]} … {modules[-1]}"
 
 
-def stages_of_parameters(sharded: ShardedGraph) -> dict[str, tuple[int, ...]]:
-    """The stages that use each parameter or buffer, by its own name; the first one where none does."""
-    types = {segment.name: segment for segment in sharded.graph.types}
-    canonical = {p.name: p.alias_of or p.name for p in sharded.graph.parameters}
-    found: dict[str, set[int]] = {}
-    for position, stage in enumerate(sharded.stages):
-        for call in _calls(sharded.graph, stage):
-            for parameter in types[call.type].parameters:
-                name = f"{call.module}.{parameter.path}" if call.module else parameter.path
-                found.setdefault(canonical.get(name, name), set()).add(position)
-    return {p.name: tuple(sorted(found.get(canonical[p.name], {0}))) for p in sharded.graph.parameters}
-
-
 def stages_table(sharded: ShardedGraph, stages: Sequence[StageFunction]) -> str:
     """``STAGES`` and ``SCHEDULE``."""
-    lines = ["STAGES = ["]
+    lines = ["", "STAGES = ["]
     for stage in stages:
-        lines += [
-            f"    Stage({identifier(stage.function.name)}.forward,",
-            f"        reads={_tuple(map(str, stage.reads))},",
-            f"        receives={_wires(stage.receives, sharded)},",
-            f"        sends={_wires(stage.sends, sharded)}),",
-        ]
+        details = {
+            "reads": _tuple(map(str, stage.reads)),
+            "receives": _wires(stage.receives, sharded),
+            "sends": _wires(stage.sends, sharded),
+        }
+        lines += ["    Stage(", f"        {identifier(stage.function.name)}.forward,"]
+        lines += [f"        {name}={text}," for name, text in details.items() if text != "()"]
+        lines += ["    ),"]
     lines += ["]", f'SCHEDULE = "{identifier(sharded.schedule.replace("-", "_")).replace("_", "-")}"']
     meaning = "What each stage reads of the batch, receives and sends on; and the order in which they run."
     return "\n".join([*lines, f'"""{meaning}"""']) + "\n"

@@ -10,9 +10,9 @@ from itertools import groupby
 from autopar.capture.graph import GraphParameter
 from autopar.codegen.text import identifier, quoted
 from autopar.shardings.placement import REPLICATE, Layout, format_layout
-from autopar.shardings.sharded import ShardedGraph
+from autopar.shardings.sharded import ShardedGraph, stages_of_parameters
 
-__all__ = ["blocks_table", "program_tables"]
+__all__ = ["blocks_table", "has_recompute", "program_tables"]
 
 _INDEXED = re.compile(r"([A-Za-z0-9_.]*?)\.?\b(\d+)(\.[A-Za-z0-9_.]+)?")
 """A path with a number in it: what stands before the first one, the number, and the rest."""
@@ -35,7 +35,9 @@ def _documented(table: str, meaning: str) -> str:
 
 
 def _mesh_tables(sharded: ShardedGraph) -> Iterator[str]:
-    mesh = ", ".join(f"{quoted(identifier(axis.name))}: {axis.size}" for axis in sharded.axes)
+    sizes = [("pp", sharded.stage_ranks)] if sharded.stage_ranks > 1 else []
+    sizes += [(identifier(axis.name), axis.size) for axis in sharded.axes]
+    mesh = ", ".join(f"{quoted(name)}: {size}" for name, size in sizes)
     yield _documented(f"MESH = {{{mesh}}}", "Axes and their sizes, outermost first.")
     by_kind = {
         kind: _tuple(quoted(axis.name) for axis in sharded.axes if axis.kind == kind)
@@ -49,7 +51,7 @@ def _mesh_tables(sharded: ShardedGraph) -> Iterator[str]:
         f"MODEL_AXES = {by_kind['model']}", "Axes along which parameters rest as they are used."
     )
     yield _documented(
-        f"RANDOM_AXES = {_tuple(map(quoted, _random_axes(sharded)))}",
+        f"RANDOM_AXES = {_tuple(map(quoted, [name for name, _ in sizes[:1] if name == 'pp'] + _random_axes(sharded)))}",
         "Axes whose ranks draw different random numbers: every dropout is sharded over them.",
     )
     yield _documented(
@@ -60,23 +62,41 @@ def _mesh_tables(sharded: ShardedGraph) -> Iterator[str]:
 
 def _execution(sharded: ShardedGraph) -> Iterator[str]:
     """What is done beside the plain step, where something is."""
-    (stage,) = sharded.stages
+    stage = sharded.stages[0]
     microbatches = sharded.graph.microbatches
     if any(axis.kind == "shard" for axis in sharded.axes):
         yield _documented(
             f"ZERO = {stage.zero}",
             "Parameters are gathered once a step (1, 2) or for every use (3), gradients scattered once (1) or always.",
         )
-    if stage.recompute != "none":
-        yield _documented(
-            f"RECOMPUTE = {quoted(stage.recompute)}", "What blocks compute again in the backward."
-        )
-    if microbatches.count > 1:
+    if has_recompute(sharded):
+        yield _recompute(sharded)
+    if microbatches.joins:
         joins = _tuple(quoted(join) for join in microbatches.joins)
         yield _documented(
             f"MICROBATCHES = {microbatches.count}\nJOINS = {joins}",
             "Slices of the batch that run one after the other, and how their outputs combine.",
         )
+
+
+def has_recompute(sharded: ShardedGraph) -> bool:
+    """True when some block computes something again in the backward."""
+    return any(stage.recompute != "none" for stage in sharded.stages)
+
+
+def _recompute(sharded: ShardedGraph) -> str:
+    """``RECOMPUTE``: the level of every block that has one."""
+    levels = {
+        call.module: stage.recompute
+        for stage in sharded.stages
+        for call in sharded.graph.calls[stage.calls[0] : stage.calls[1] + 1]
+        if call.module and stage.recompute != "none"
+    }
+    entries = [_Entry(path, "", f": {quoted(level)}") for path, level in levels.items()]
+    lines = [line for run in _runs(entries) for line in run.lines(_as_mapping)]
+    return _documented(
+        "\n".join(["RECOMPUTE = {", *lines, "}"]), "What blocks compute again in the backward."
+    )
 
 
 def _inputs(sharded: ShardedGraph) -> str:
@@ -98,7 +118,10 @@ def _inputs(sharded: ShardedGraph) -> str:
 
 
 def _parameters(sharded: ShardedGraph) -> str:
-    entries = [_entry(parameter, sharded) for parameter in sharded.graph.parameters]
+    stages = stages_of_parameters(sharded) if sharded.stage_ranks > 1 else {}
+    entries = [
+        _entry(parameter, sharded, stages.get(parameter.name)) for parameter in sharded.graph.parameters
+    ]
     lines = [line for run in _runs(entries) for line in run.lines(_as_items)]
     meaning = (
         "Every parameter and buffer, and its layout at rest along the axes that operators shard it over."
@@ -198,7 +221,7 @@ def _numbered(path: str) -> str:
     return f'f"{prefix}{{index}}{match[3] or ""}"'
 
 
-def _entry(parameter: GraphParameter, sharded: ShardedGraph) -> _Entry:
+def _entry(parameter: GraphParameter, sharded: ShardedGraph, stages: tuple[int, ...] | None) -> _Entry:
     layout = sharded.parameters.get(parameter.alias_of or parameter.name, (REPLICATE,) * len(sharded.axes))
     written = _layout_text(layout, sharded)
     details = [
@@ -214,6 +237,8 @@ def _entry(parameter: GraphParameter, sharded: ShardedGraph) -> _Entry:
         details.append("is_persistent=False")
     if parameter.alias_of:
         details.append(f"alias_of={quoted(parameter.alias_of)}")
+    if stages is not None:
+        details.append(f"stages={stages}")
     return _Entry(parameter.name, "Parameter(", f", {', '.join(details)})")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopar.capture.graph import Graph, SegmentType, Value
+from autopar.capture.graph import Graph, SegmentType, Value, full_name
 from autopar.shardings.conversion import Step
 from autopar.shardings.placement import REPLICATE, Layout
 from autopar.shardings.strategy import Strategy
 
-__all__ = ["Conversion", "NamedAxis", "ShardedGraph", "Stage"]
+__all__ = ["Conversion", "NamedAxis", "ShardedGraph", "Stage", "stages_of_parameters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +107,16 @@ class ShardedGraph:
     @property
     def axis_names(self) -> tuple[str, ...]:
         return tuple(axis.name for axis in self.axes)
+
+
+def stages_of_parameters(sharded: ShardedGraph) -> dict[str, tuple[int, ...]]:
+    """The stages that use each parameter or buffer, by its own name; the first one where none does."""
+    types = {segment.name: segment for segment in sharded.graph.types}
+    canonical = {p.name: p.alias_of or p.name for p in sharded.graph.parameters}
+    found: dict[str, set[int]] = {}
+    for position, stage in enumerate(sharded.stages):
+        for call in sharded.graph.calls[stage.calls[0] : stage.calls[1] + 1]:
+            for parameter in types[call.type].parameters:
+                name = full_name(call.module, parameter.path)
+                found.setdefault(canonical.get(name, name), set()).add(position)
+    return {p.name: tuple(sorted(found.get(canonical[p.name], {0}))) for p in sharded.graph.parameters}
