@@ -14,6 +14,7 @@ __all__ = [
     "KINDS",
     "ScheduledAction",
     "parse_action",
+    "partner_of",
     "with_gathers",
     "with_optimizer",
     "with_reductions",
@@ -22,7 +23,7 @@ __all__ = [
 
 KINDS: dict[str, str] = {
     "F": "forward",
-    "B": "backward, of inputs and weights",
+    "B": "backward",
     "I": "backward of inputs",
     "W": "backward of weights",
     "UNSHARD": "gather parameters",
@@ -168,3 +169,18 @@ def _transfers(
     if 0 <= peer < stages and peer % ranks != stage % ranks:
         yield None, ScheduledAction(stage, f"SEND_{suffix}", microbatch)
         yield peer % ranks, ScheduledAction(peer, f"RECV_{suffix}", microbatch)
+
+
+def partner_of(scheduled: ScheduledAction) -> ScheduledAction | None:
+    """The receive of a send, and the other way; None for anything else."""
+    stage, microbatch = scheduled.stage, scheduled.microbatch
+    match scheduled.kind:
+        case "SEND_F":
+            return ScheduledAction(stage + 1, "RECV_F", microbatch)
+        case "RECV_F":
+            return ScheduledAction(stage - 1, "SEND_F", microbatch)
+        case "SEND_B":
+            return ScheduledAction(stage - 1, "RECV_B", microbatch)
+        case "RECV_B":
+            return ScheduledAction(stage + 1, "SEND_B", microbatch)
+    return None

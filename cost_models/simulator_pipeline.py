@@ -8,25 +8,19 @@ from dataclasses import dataclass
 
 from cost_models.schedule_actions import (
     ScheduledAction,
+    partner_of,
     with_gathers,
     with_optimizer,
     with_reductions,
     with_transfers,
 )
 from cost_models.schedule_orders import compute_orders
-from cost_models.timeline import COMPUTE, DATA, Action
+from cost_models.timeline import COMPUTE, DATA, TRANSFER_STREAMS, Action
 
 __all__ = ["Pipeline", "StageCost", "pipeline_actions", "scheduled_actions"]
 
-_STREAMS = {
-    "SEND_F": "send forward",
-    "RECV_F": "receive forward",
-    "SEND_B": "send backward",
-    "RECV_B": "receive backward",
-    "UNSHARD": DATA,
-    "REDUCE_GRAD": DATA,
-}
-"""Other kinds run on the compute stream. Each direction has one neighbour: a channel of its own."""
+_STREAMS = {**TRANSFER_STREAMS, "UNSHARD": DATA, "REDUCE_GRAD": DATA}
+"""Other kinds run on the compute stream."""
 
 _SECONDS = {
     "F": ("forward_s",),
@@ -148,7 +142,7 @@ class _RankActions:
             stream=stream,
             seconds=sum(getattr(stage, field) for field in _SECONDS.get(scheduled.kind, ())),
             needs=tuple(filter(None, self._needs(scheduled))),
-            partner=str(_partner(scheduled) or ""),
+            partner=str(partner_of(scheduled) or ""),
             allocates_bytes=sum(getattr(stage, field) for field in _ALLOCATES.get(scheduled.kind, ())),
             frees_bytes=sum(getattr(stage, field) for field in _FREES.get(scheduled.kind, ())),
         )
@@ -184,18 +178,3 @@ class _RankActions:
 def _backwards(stage: int, microbatch: int | None) -> tuple[str, str]:
     """What may have made the gradient of the inputs of ``stage``."""
     return f"{stage}B{microbatch}", f"{stage}I{microbatch}"
-
-
-def _partner(scheduled: ScheduledAction) -> ScheduledAction | None:
-    """The receive of a send, and the other way."""
-    stage, microbatch = scheduled.stage, scheduled.microbatch
-    match scheduled.kind:
-        case "SEND_F":
-            return ScheduledAction(stage + 1, "RECV_F", microbatch)
-        case "RECV_F":
-            return ScheduledAction(stage - 1, "SEND_F", microbatch)
-        case "SEND_B":
-            return ScheduledAction(stage - 1, "RECV_B", microbatch)
-        case "RECV_B":
-            return ScheduledAction(stage + 1, "SEND_B", microbatch)
-    return None

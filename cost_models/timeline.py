@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["COLLECTIVE", "COMMUNICATION", "COMPUTE", "DATA", "Action", "Event", "Timeline"]
+__all__ = [
+    "COLLECTIVE",
+    "COMMUNICATION",
+    "COMPUTE",
+    "DATA",
+    "TRANSFER_STREAMS",
+    "Action",
+    "Event",
+    "Timeline",
+]
 
 COMPUTE = "compute"
 """The stream of operators, and of collectives that operators wait for."""
@@ -18,6 +27,14 @@ COLLECTIVE = "COLLECTIVE"
 
 COMMUNICATION = frozenset({COLLECTIVE, "UNSHARD", "REDUCE_GRAD", "SEND_F", "RECV_F", "SEND_B", "RECV_B"})
 """Kinds of actions that send or receive."""
+
+TRANSFER_STREAMS = {
+    "SEND_F": "send forward",
+    "RECV_F": "receive forward",
+    "SEND_B": "send backward",
+    "RECV_B": "receive backward",
+}
+"""Streams of sends and receives by kind. Each direction has one neighbour: a channel of its own."""
 
 Interval = tuple[float, float]
 

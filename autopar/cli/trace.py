@@ -30,7 +30,7 @@ def trace(
             show_default=False,
         ),
     ] = None,
-    ranks: Annotated[int, typer.Option(min=1, help="How many equal ranks to show.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="How many of the ranks that do the same to show.")] = 1,
 ) -> None:
     """Write the predicted step as a trace for ui.perfetto.dev: every operator, collective and byte held."""
     from autopar.plan.files import read_plan

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autopar.clusters import cluster_of_plan
 from autopar.plan.schema import Plan
-from autopar.planner.execution import Execution
+from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
 from autopar.planner.labels import BATCH, SEQUENCE, label_of_choice
 from autopar.planner.mesh import MeshAxis
 from autopar.planner.operators import PlannedOperator, PlannedType, planned_types
@@ -96,9 +96,16 @@ def anatomy(plan: Plan, cluster: Cluster | None = None) -> Anatomy:
     updated, realized = restore(plan, cluster)
     sharded = realized.sharded
     axes = tuple(MeshAxis(axis.size, axis.kind) for axis in sharded.axes)
-    stage = sharded.stages[0]
-    execution = Execution(
-        recompute=stage.recompute, microbatches=sharded.graph.microbatches.count, zero=stage.zero
-    )
-    prices = Prices(cluster, axes, execution=execution)
+    prices = Prices(cluster, axes, execution=_execution(plan, sharded))
     return Anatomy(updated, realized, prices, planned_types(sharded.graph))
+
+
+def _execution(plan: Plan, sharded: ShardedGraph) -> Execution:
+    """How the whole program runs; of stages that recompute differently, as the one that does it least."""
+    return Execution(
+        plan.training.compile,
+        min((stage.recompute for stage in sharded.stages), key=RECOMPUTE_LEVELS.index),
+        sharded.graph.microbatches.count,
+        sharded.stages[0].zero,
+        sharded.stage_ranks,
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from autopar.capture.graph import Operator, SegmentType, Value
 from autopar.plan.text import write_tensor
 from autopar.planner.operators import PlannedOperator
+from autopar.planner.prices import Prices
 from autopar.report.anatomy import Anatomy
 from autopar.report.communication import SILENT, Hop, change_of, hops
 from autopar.report.step_conversions import PlacedConversion, placed_conversions
@@ -16,6 +17,9 @@ from autopar.shardings.placement import Layout, format_layout, local_shape
 from cost_models.dtypes import dtype_bytes
 
 __all__ = ["Fact", "Piece", "pieces_of_calls"]
+
+WEIGHTS_SHARE = 0.5
+"""Of the backward of an operator with weights: a product takes as long for its weight as for its input."""
 
 Fact = str | int | float | list[str]
 
@@ -36,6 +40,8 @@ class Piece:
     """Of what an operator writes and a gradient flows through."""
     gradient_bytes: int = 0
     """Of the gradients of all that it reads and makes."""
+    weights_share: float = 0.0
+    """Of its backward, where gradients of weights are made by themselves."""
 
 
 def pieces_of_calls(opened: Anatomy) -> tuple[tuple[Piece, ...], ...]:
@@ -44,11 +50,25 @@ def pieces_of_calls(opened: Anatomy) -> tuple[tuple[Piece, ...], ...]:
     for each in placed_conversions(opened.sharded):
         placed.setdefault((each.call, each.operator), []).append(each)
     types = {segment.name: segment for segment in opened.sharded.graph.types}
-    operators = {name: _operators(types[name], opened) for name in opened.types}
-    return tuple(
-        tuple(_pieces(position, operators[call.type], placed, opened))
-        for position, call in enumerate(opened.sharded.graph.calls)
-    )
+    operators: dict[tuple[str, str], tuple[Piece, ...]] = {}
+    found = []
+    for stage in opened.sharded.stages:
+        prices = _prices_at(stage.recompute, opened)
+        for position in range(stage.calls[0], stage.calls[1] + 1):
+            name = opened.sharded.graph.calls[position].type
+            key = (name, stage.recompute)
+            if key not in operators:
+                operators[key] = _operators(types[name], opened, prices)
+            found.append(tuple(_pieces(position, operators[key], placed, opened)))
+    return tuple(found)
+
+
+def _prices_at(recompute: str, opened: Anatomy) -> Prices:
+    """Prices of a stage that recomputes at this level."""
+    prices = opened.prices
+    if recompute == prices.execution.recompute:
+        return prices
+    return Prices(prices.cluster, prices.axes, execution=replace(prices.execution, recompute=recompute))
 
 
 def _pieces(
@@ -64,16 +84,18 @@ def _pieces(
             yield operators[position]
 
 
-def _operators(segment: SegmentType, opened: Anatomy) -> tuple[Piece, ...]:
+def _operators(segment: SegmentType, opened: Anatomy, prices: Prices) -> tuple[Piece, ...]:
     return tuple(
-        _operator(segment, planned, operator, opened)
+        _operator(segment, planned, operator, opened, prices)
         for planned, operator in zip(opened.types[segment.name].operators, segment.operators, strict=True)
     )
 
 
-def _operator(segment: SegmentType, planned: PlannedOperator, operator: Operator, opened: Anatomy) -> Piece:
-    price = opened.realized.operators[segment.name, operator.name]
+def _operator(
+    segment: SegmentType, planned: PlannedOperator, operator: Operator, opened: Anatomy, prices: Prices
+) -> Piece:
     strategy = opened.sharded.strategies[segment.name, operator.name]
+    price = prices.operator(planned.call, strategy.operands, strategy.results, opened.types[segment.name])
     axes = opened.sharded.axis_names
     reads = list(zip(planned.call.operands, strategy.operands, strict=True))
     makes = [(v, layout) for v, layout in zip(planned.call.results, strategy.results, strict=True) if v]
@@ -96,7 +118,12 @@ def _operator(segment: SegmentType, planned: PlannedOperator, operator: Operator
         facts,
         made_bytes=_bytes(makes, opened) if price.forward_s and gradients else 0,
         gradient_bytes=_bytes(gradients, opened),
+        weights_share=WEIGHTS_SHARE if _has_weights(planned) else 0.0,
     )
+
+
+def _has_weights(planned: PlannedOperator) -> bool:
+    return any(planned.call.operands[place].requires_grad for place in planned.parameters)
 
 
 def _hops(name: str, placed: PlacedConversion, opened: Anatomy) -> Iterator[Piece]:

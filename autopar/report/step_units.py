@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
 from autopar.capture.graph import Value
-from autopar.planner.execution import Execution
 from autopar.planner.prices import Known, Prices
 from autopar.planner.tensors import parameter_groups
 from autopar.report.anatomy import Anatomy
 from autopar.shardings.placement import Layout, local_shape
+from autopar.shardings.sharded import stages_of_parameters
 from cost_models.dtypes import dtype_bytes
 from cost_models.simulator_blocks import Unit
 
-__all__ = ["ROOT", "units_of"]
+__all__ = ["optimizer_s", "unit_name", "units_of"]
 
-ROOT = ""
-"""Everything outside blocks, and what several blocks share."""
+
+def unit_name(block: str, rank: int, opened: Anatomy) -> str:
+    """The unit of a block's parameters, or of a pipeline rank's parameters outside blocks."""
+    return block or ("root" if opened.sharded.stage_ranks == 1 else f"root of rank {rank}")
 
 
 def units_of(opened: Anatomy) -> dict[str, Unit]:
-    """By path of the block, what is gathered and reduced for it; nothing on a mesh without data axes.
+    """What is gathered and reduced together, by name; nothing on a mesh without data axes.
 
     FSDP2 gathers the root's parameters once a microbatch and keeps them from forward to backward.
     """
     if not any(axis.is_data for axis in opened.prices.axes):
         return {}
-    once = replace(opened.prices, known=Known(), execution=Execution(zero=1))
-    units: dict[str, Unit] = {ROOT: Unit(is_kept=True)}
-    for group in parameter_groups(opened.sharded.graph):
-        if group.value.requires_grad:
-            layout = opened.sharded.parameters[group.names[0]]
-            part = _unit(group.value, layout, once, opened.prices)
-            for name in group.names:
-                path = _block_of(name, opened)
-                units[path] = _joined(units.get(path, Unit()), part)
+    once = replace(
+        opened.prices, known=Known(), execution=replace(opened.prices.execution, microbatches=1, zero=1)
+    )
+    units = {unit_name("", rank, opened): Unit(is_kept=True) for rank in range(opened.sharded.stage_ranks)}
+    for name, rank, value, layout in _parameters(opened):
+        unit = unit_name(_block_of(name, opened), rank, opened)
+        units[unit] = _joined(units.get(unit, Unit()), _unit(value, layout, once, opened.prices))
     return units
 
 
+def optimizer_s(opened: Anatomy) -> tuple[float, ...]:
+    """By pipeline rank, the update of its parameters."""
+    found = [0.0] * opened.sharded.stage_ranks
+    for _, rank, value, layout in _parameters(opened):
+        found[rank] += opened.prices.upkeep_s(value, layout) - opened.prices.traffic_s(value, layout)
+    return tuple(found)
+
+
+def _parameters(opened: Anatomy) -> Iterator[tuple[str, int, Value, Layout]]:
+    """(name, pipeline rank, tensor, layout) of every trained parameter, on each rank that uses it."""
+    stages = stages_of_parameters(opened.sharded)
+    for group in parameter_groups(opened.sharded.graph):
+        if group.value.requires_grad:
+            for name in group.names:
+                for rank in sorted({stage % opened.sharded.stage_ranks for stage in stages[name]}):
+                    yield name, rank, group.value, opened.sharded.parameters[name]
+
+
 def _block_of(name: str, opened: Anatomy) -> str:
-    """The innermost block that a parameter belongs to."""
+    """The innermost block that a parameter belongs to; empty outside blocks."""
     paths = {call.module for call in opened.sharded.graph.calls if call.module}
-    return max((path for path in paths if name.startswith(f"{path}.")), key=len, default=ROOT)
+    return max((path for path in paths if name.startswith(f"{path}.")), key=len, default="")
 
 
 def _unit(value: Value, layout: Layout, once: Prices, prices: Prices) -> Unit:

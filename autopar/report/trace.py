@@ -10,42 +10,40 @@ from itertools import groupby
 
 from autopar.report.step_blocks import Detail
 from cost_models.schedule_actions import KINDS
-from cost_models.timeline import COLLECTIVE, COMPUTE, Event, Timeline
+from cost_models.timeline import COLLECTIVE, COMPUTE, TRANSFER_STREAMS, Event, Timeline
 
 __all__ = ["ROWS", "TraceEvent", "trace_events"]
 
 TraceEvent = dict[str, object]
 
 BLOCKS, OPERATORS, COLLECTIVES, DATA_PARALLEL = "blocks", "compute", "collectives", "data-parallel"
-ROWS = (
-    BLOCKS,
-    OPERATORS,
-    COLLECTIVES,
-    DATA_PARALLEL,
-    "send forward",
-    "receive forward",
-    "send backward",
-    "receive backward",
-)
+ROWS = (BLOCKS, OPERATORS, COLLECTIVES, DATA_PARALLEL, *TRANSFER_STREAMS.values())
 """Rows of every rank, top to bottom; their numbers are those of the trace's threads."""
 
 MEMORY = "memory"
 
 
 def trace_events(
-    timeline: Timeline, titles: Sequence[str], details: Mapping[str, Detail]
+    timeline: Timeline, titles: Mapping[int, str], details: Mapping[str, Detail]
 ) -> list[TraceEvent]:
-    """Events of every rank, ordered by time; ``titles`` name the ranks, ``details`` say more of actions by name."""
+    """Events of every rank, ordered by time.
+
+    ``titles`` has a number and a title for each rank of the timeline; ``details`` say more of actions by name.
+    What takes no time and has no details is left out.
+    """
     found: list[TraceEvent] = []
-    for rank, (events, levels) in enumerate(zip(timeline.ranks, timeline.memory, strict=True)):
-        found += _slices(rank, events, details)
-        found += _spans(rank, events, details)
+    named: list[TraceEvent] = []
+    for (number, title), events, levels in zip(titles.items(), timeline.ranks, timeline.memory, strict=True):
+        shown = [event for event in events if event.action.name in details or event.end_s > event.start_s]
+        named += _names(number, title, shown)
+        found += _slices(number, shown, details)
+        found += _spans(number, shown, details)
         found += (
-            _event("C", rank, MEMORY, second, args={"bytes": held}) for second, held in _changes(levels)
+            _event("C", number, MEMORY, second, args={"bytes": held}) for second, held in _changes(levels)
         )
-    found += _arrows(timeline)
+    found += _arrows(timeline, list(titles))
     found.sort(key=lambda event: event["ts"])  # type: ignore[arg-type, return-value]
-    return [*_names(timeline, titles), *found]
+    return [*named, *found]
 
 
 def _slices(rank: int, events: Sequence[Event], details: Mapping[str, Detail]) -> Iterator[TraceEvent]:
@@ -98,25 +96,23 @@ def _changes(levels: Sequence[tuple[float, int]]) -> Iterator[tuple[float, int]]
         yield second, held[-1]
 
 
-def _arrows(timeline: Timeline) -> Iterator[TraceEvent]:
-    """From each send to its receive."""
+def _arrows(timeline: Timeline, numbers: Sequence[int]) -> Iterator[TraceEvent]:
+    """From each send that takes time to its receive."""
     places = {
-        event.action.name: (rank, event) for rank, events in enumerate(timeline.ranks) for event in events
+        event.action.name: (numbers[rank], event)
+        for rank, events in enumerate(timeline.ranks)
+        for event in events
     }
-    sends = [event for _, event in places.values() if event.action.kind in ("SEND_F", "SEND_B")]
-    for number, send in enumerate(sends):
-        for phase, name in (("s", send.action.name), ("f", send.action.partner)):
-            rank, event = places[name]
-            arrow = _event(
-                phase,
-                rank,
-                "transfer",
-                event.start_s,
-                cat="transfer",
-                tid=ROWS.index(row_of(event)),
-                id=number,
-            )
-            yield arrow | ({"bp": "e"} if phase == "f" else {})
+    for number, send in list(places.values()):
+        if send.action.kind in ("SEND_F", "SEND_B") and send.end_s > send.start_s:
+            for phase, name in (("s", send.action.name), ("f", send.action.partner)):
+                yield _arrow(phase, f"{number}.{send.action.name}", *places[name])
+
+
+def _arrow(phase: str, identity: str, rank: int, event: Event) -> TraceEvent:
+    row = ROWS.index(row_of(event))
+    arrow = _event(phase, rank, "transfer", event.start_s, cat="transfer", tid=row, id=identity)
+    return arrow | ({"bp": "e"} if phase == "f" else {})
 
 
 def _event(phase: str, rank: int, name: str, second: float, **more: object) -> TraceEvent:
@@ -127,14 +123,12 @@ def _nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def _names(timeline: Timeline, titles: Sequence[str]) -> Iterator[TraceEvent]:
-    for rank, (title, events) in enumerate(zip(titles, timeline.ranks, strict=True)):
-        yield _meta(rank, 0, "process_name", {"name": title})
-        yield _meta(rank, 0, "process_sort_index", {"sort_index": rank})
-        used = {row_of(event) for event in events} | {BLOCKS}
-        for row in sorted(used, key=ROWS.index):
-            yield _meta(rank, ROWS.index(row), "thread_name", {"name": row})
-            yield _meta(rank, ROWS.index(row), "thread_sort_index", {"sort_index": ROWS.index(row)})
+def _names(rank: int, title: str, events: Sequence[Event]) -> Iterator[TraceEvent]:
+    yield _meta(rank, 0, "process_name", {"name": title})
+    yield _meta(rank, 0, "process_sort_index", {"sort_index": rank})
+    for row in sorted({row_of(event) for event in events} | {BLOCKS}, key=ROWS.index):
+        yield _meta(rank, ROWS.index(row), "thread_name", {"name": row})
+        yield _meta(rank, ROWS.index(row), "thread_sort_index", {"sort_index": ROWS.index(row)})
 
 
 def _meta(rank: int, thread: int, name: str, facts: dict[str, object]) -> TraceEvent:

@@ -9,36 +9,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.simulator import simulate
-from cost_models.simulator_blocks import Block, Part, Step, Unit, block_actions, part_name
+from cost_models.simulator_blocks import Block, Part, Stage, Step, Unit, part_name, step_actions
+from cost_models.simulator_pipeline import Pipeline, StageCost, pipeline_actions
 from cost_models.timeline import Timeline
 
 FORWARD_S, BACKWARD_S = 1.0, 2.0
 UNIT = Unit(gather_s=0.5, gathered_bytes=100, reduce_s=0.75, slice_reduce_s=0.75, gradient_bytes=10)
 
 
+def block(number: int) -> Block:
+    return Block(
+        f"b{number}",
+        f"b{number}",
+        (Part("f", FORWARD_S, allocates_bytes=1),),
+        (Part("b", BACKWARD_S, frees_bytes=1, weights_share=0.5),),
+    )
+
+
 def step(blocks: int = 4, unit: Unit = UNIT, **choices: object) -> Step:
     return Step(
-        tuple(
-            Block(
-                f"b{number}",
-                f"b{number}",
-                (Part("f", FORWARD_S, allocates_bytes=1),),
-                (Part("b", BACKWARD_S, frees_bytes=1),),
-            )
-            for number in range(blocks)
-        ),
+        (Stage(tuple(map(block, range(blocks)))),),
         {f"b{number}": unit for number in range(blocks)},
-        optimizer_s=0.25,
+        optimizer_s=(0.25,),
         **choices,  # type: ignore[arg-type]
     )
 
 
 def played(given_step: Step, slowdown: float = 1.0) -> Timeline:
-    return simulate([block_actions(given_step)], overlap_slowdown=slowdown)
+    return simulate(step_actions(given_step), overlap_slowdown=slowdown)
 
 
 def order(timeline: Timeline, kinds: tuple[str, ...]) -> list[str]:
-    return [event.action.name for event in timeline.ranks[0] if event.action.kind in kinds]
+    events = [event for event in timeline.ranks[0] if event.action.kind in kinds]
+    return [event.action.name for event in events if event.action.seconds]
 
 
 def test_blocks_run_forward_and_back_and_the_optimizer_last() -> None:
@@ -104,14 +107,48 @@ def test_gradients_are_summed_with_every_microbatch_or_with_the_last(
 def test_a_unit_of_several_blocks_is_gathered_for_the_first_and_summed_after_the_last() -> None:
     parts = (Part("p", 1.0),)
     blocks = (
-        Block("start", "", parts, parts),
+        Block("start", "root", parts, parts),
         Block("b", "b", parts, parts),
-        Block("end", "", parts, parts),
+        Block("end", "root", parts, parts),
     )
     root = replace(UNIT, is_kept=True)
-    timeline = played(Step(blocks, {"": root, "b": UNIT}))
+    timeline = played(Step((Stage(blocks),), {"root": root, "b": UNIT}))
     assert order(timeline, ("UNSHARD",)) == ["start UNSHARD F0", "b UNSHARD F0", "b UNSHARD B0"]
     assert order(timeline, ("REDUCE_GRAD",)) == ["b REDUCE_GRAD0", "root REDUCE_GRAD0"]
+
+
+def staged(schedule: str, ranks: int, chunks: int, unit: Unit = UNIT, microbatches: int = 8) -> Step:
+    """Two blocks a stage."""
+    stages = tuple(
+        Stage((block(2 * each), block(2 * each + 1)), 0.25, 0.25) for each in range(ranks * chunks)
+    )
+    units = {f"b{number}": unit for number in range(2 * len(stages))}
+    return Step(stages, units, (0.25,) * ranks, microbatches, schedule)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "chunks"),
+    [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zero-bubble", 1), ("zero-bubble", 2)],
+)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_blocks_on_stages_take_as_long_as_whole_stages(schedule: str, chunks: int, ranks: int) -> None:
+    cost = StageCost(2 * FORWARD_S, BACKWARD_S, BACKWARD_S, 0, 2, send_forward_s=0.25, send_backward_s=0.25)
+    whole = simulate(pipeline_actions([cost] * ranks * chunks, Pipeline(schedule, ranks, 8)))
+    blocks = played(replace(staged(schedule, ranks, chunks, Unit()), optimizer_s=(0.0,) * ranks))
+    assert blocks.step_s == pytest.approx(whole.step_s)
+    for rank in range(ranks):
+        assert blocks.busy_s(rank) == pytest.approx(whole.busy_s(rank))
+        assert blocks.peak_bytes(rank) <= whole.peak_bytes(rank)
+
+
+@pytest.mark.parametrize("gathers_once", [False, True])
+@pytest.mark.parametrize(("schedule", "chunks"), [("1f1b", 1), ("interleaved", 2), ("zero-bubble", 1)])
+def test_stages_gather_sum_and_free_what_they_hold(schedule: str, chunks: int, gathers_once: bool) -> None:
+    timeline = played(replace(staged(schedule, 2, chunks), gathers_once=gathers_once))
+    assert all(levels[-1][1] == 0 and min(held for _, held in levels) == 0 for levels in timeline.memory)
+    gathers = order(timeline, ("UNSHARD",))
+    passes = 1 if gathers_once else 8 * (3 if schedule == "zero-bubble" else 2)
+    assert len(gathers) == 2 * chunks * passes
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -70,7 +70,7 @@ def test_a_measured_trace_that_is_none_is_refused_before_anything_is_written(
 
 def test_more_ranks_than_there_are_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     done = run_command(capsys, "trace", saved_plan(tmp_path), "-o", tmp_path / "t.json", "--ranks", 3)
-    assert_is_clear_error(done, "the plan has 2 ranks", "3")
+    assert_is_clear_error(done, "the plan has 2 ranks that do the same", "3")
 
 
 def test_a_place_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

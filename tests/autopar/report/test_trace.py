@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
 import pytest
 
 from autopar.report.anatomy import Anatomy, anatomy
@@ -11,10 +12,10 @@ from autopar.report.predicted_trace import PredictedTrace, predicted_trace
 from autopar.report.step_blocks import Detail, planned_step
 from autopar.report.trace import trace_events
 from cost_models.simulator import simulate
-from cost_models.simulator_blocks import block_actions
+from cost_models.simulator_blocks import step_actions
 from cost_models.simulator_pipeline import Pipeline, StageCost, pipeline_actions
 from tests.autopar.cli.command import small_plan
-from tests.autopar.report.chrome_traces import TraceEvents, assert_is_chrome_trace, row
+from tests.autopar.report.chrome_traces import assert_is_chrome_trace, row
 
 SOURCE = "gpt:layers=3,hidden=32,heads=4,vocab=64"
 ALONE = ("cpu:1", "")
@@ -55,7 +56,7 @@ def test_without_overlap_a_traced_step_takes_as_long_as_the_plan_says(choice: tu
 
 def test_the_roots_parameters_are_gathered_once_where_the_plan_counts_two() -> None:
     found, prices = traced(*SHARDED_TWICE), opened(*SHARDED_TWICE).prices
-    root = planned_step(opened(*SHARDED_TWICE)).step.units[""]
+    root = planned_step(opened(*SHARDED_TWICE)).step.units["root"]
     assert prices.execution.zero == 3
     assert found.timeline.step_s == pytest.approx(found.plan_step_s - root.gather_s, rel=1e-3)
 
@@ -107,7 +108,7 @@ def test_collectives_gathers_and_sums_have_rows_of_their_own() -> None:
 @pytest.mark.parametrize("choice", [TENSOR, SHARDED, SLICED, ON_GPU], ids=str)
 def test_memory_rises_from_what_rests_to_about_the_plans_peak_and_back(choice: tuple[str, str]) -> None:
     levels = [e["args"]["bytes"] for e in traced(*choice).events if e["ph"] == "C"]
-    resting = planned_step(opened(*choice)).resting_bytes
+    resting = planned_step(opened(*choice)).resting_bytes[0]
     assert levels[-1] == min(levels) == resting
     peak = opened(*choice).plan.predicted.peak_memory_bytes
     assert max(levels) == pytest.approx(peak, rel=0.15)
@@ -121,25 +122,56 @@ def test_equal_ranks_are_shown_as_often_as_asked_for() -> None:
 
 def test_of_a_long_step_a_block_is_one_part() -> None:
     planned = planned_step(opened(*SLICED), most_parts=10)
-    timeline = simulate([block_actions(planned.step)])
+    timeline = simulate(step_actions(planned.step))
     assert timeline.step_s == pytest.approx(traced(*SLICED).plan_step_s, rel=1e-3)
-    events = trace_events(timeline, ["rank 0"], planned.details)
+    events = trace_events(timeline, {0: "rank 0"}, planned.details)
     assert {event["name"] for event in row(events, "compute")} == {"operators", "optimizer"}
 
 
-def pipeline_events() -> TraceEvents:
+STAGED = (
+    ("cpu:4", "pp=2,tp=2,microbatch=1"),
+    ("cpu:2", "pp=2,schedule=gpipe,microbatch=2"),
+    ("h100:2", "pp=2,schedule=gpipe,microbatch=1,recompute=full"),
+    ("h100:4", "pp=2,dp_shard=2,zero=3,microbatch=1"),
+    ("h100:2", "pp=2,schedule=zero-bubble,microbatch=1"),
+)
+
+
+@pytest.mark.parametrize("choice", STAGED, ids=str)
+def test_a_pipeline_is_played_close_to_the_plans_closed_form(choice: tuple[str, str]) -> None:
+    found, plan = traced(*choice), opened(*choice).plan
+    assert_is_chrome_trace(found.events)
+    assert found.timeline.step_s == pytest.approx(found.plan_step_s, rel=0.1)
+    assert sum(found.differences_s.values()) == pytest.approx(found.timeline.step_s - found.plan_step_s)
+    resting = planned_step(opened(*choice)).resting_bytes
+    for rank, memory in enumerate(plan.predicted.memory):
+        assert found.timeline.memory[rank][-1][1] == resting[rank]
+        planned_bytes = sum(msgspec.to_builtins(memory).values())
+        assert found.timeline.peak_bytes(rank) == pytest.approx(planned_bytes, rel=0.1)
+
+
+def test_a_pipeline_of_equal_ranks_shows_one_or_more_of_each_stage() -> None:
+    choice = opened(*STAGED[0])
+    assert {event["pid"] for event in predicted_trace(choice).events} == {0, 2}
+    events = predicted_trace(choice, ranks=2).events
+    assert_is_chrome_trace(events)
+    assert {event["pid"] for event in events} == {0, 1, 2, 3}
+
+
+def test_arrows_lead_from_sends_to_receives() -> None:
+    events = traced(*STAGED[2]).events
+    starts = [event for event in events if event["ph"] == "s"]
+    ends = {event["id"]: event for event in events if event["ph"] == "f"}
+    assert len(starts) == len(ends) == 2 * 8
+    assert all(ends[event["id"]]["pid"] == 1 - event["pid"] for event in starts)
+    assert len(row(events, "receive forward", pid=1)) == 8
+
+
+def test_actions_without_details_are_shown_by_name() -> None:
     cost = StageCost(1e-3, 1e-3, 1e-3, weight_activation_bytes=5, send_forward_s=1e-4, send_backward_s=1e-4)
     timeline = simulate(pipeline_actions([cost] * 4, Pipeline("1f1b", 4, 8)))
     details = {"0F0": Detail("first", "embedding", "forward 0", {"operator": "aten.embedding.default"})}
-    return trace_events(timeline, [f"rank {rank}" for rank in range(4)], details)
-
-
-def test_a_pipeline_shows_every_rank_with_arrows_from_sends_to_receives() -> None:
-    events = pipeline_events()
+    events = trace_events(timeline, {rank: f"rank {rank}" for rank in range(4)}, details)
     assert_is_chrome_trace(events)
-    assert {event["pid"] for event in events} == {0, 1, 2, 3}
-    starts = [event for event in events if event["ph"] == "s"]
-    assert len(starts) == 2 * 3 * 8
-    ends = {event["id"]: event for event in events if event["ph"] == "f"}
-    assert all(abs(ends[event["id"]]["pid"] - event["pid"]) == 1 for event in starts)
+    assert [event["name"] for event in row(events, "compute")][:3] == ["first", "0F1", "0F2"]
     assert len(row(events, "send forward", pid=1)) == 8

@@ -1,0 +1,31 @@
+"""What stages send each other for one microbatch, and how long it takes."""
+
+from __future__ import annotations
+
+from math import prod
+
+from autopar.report.anatomy import Anatomy
+from autopar.shardings.placement import local_shape
+from cost_models.collectives import send_s
+from cost_models.dtypes import dtype_bytes
+
+__all__ = ["wires_s"]
+
+
+def wires_s(opened: Anatomy) -> tuple[float, ...]:
+    """Seconds of one way across each cut between stages: everything that is made before it and read behind it."""
+    path = opened.prices.stage_path
+    link = path.inter if path.crosses_nodes else path.intra
+    return tuple(send_s(_wire_bytes(stage.calls[1], opened), link) for stage in opened.sharded.stages[:-1])
+
+
+def _wire_bytes(last_call: int, opened: Anatomy) -> int:
+    """As one rank holds it."""
+    graph, sharded = opened.sharded.graph, opened.sharded
+    made = {name for call in graph.calls[: last_call + 1] for name in call.results}
+    read = {name for call in graph.calls[last_call + 1 :] for name in call.arguments} | set(graph.outputs)
+    return sum(
+        prod(local_shape(graph.values[name].shape, sharded.made_layout(name), sharded.sizes))
+        * dtype_bytes(graph.values[name].dtype)
+        for name in made & read
+    )
