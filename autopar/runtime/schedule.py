@@ -106,7 +106,7 @@ class PipelineRun:
             kept = self._train()
         else:
             with torch.no_grad():
-                self.schedule.eval(target=torch.arange(self.microbatches))
+                self.schedule.eval(target=torch.arange(self.microbatches), return_outputs=False)
         rest(self.module)
         outputs, place, have_gradients = self._outputs(is_training)
         if not torch.is_grad_enabled():

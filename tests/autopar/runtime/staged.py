@@ -71,7 +71,10 @@ def first(self: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def last(self: nn.Module, x: Tensor, tokens: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     tp, data = self.axes["tp"], [self.axes[name] for name in DATA_AXES]
-    x = x + local(self.gain) * F.embedding(tokens, local(self.again.weight))
+    gain = local(self.gain)
+    for axis in data:
+        gain = sum_gradient(gain, axis)
+    x = x + gain * F.embedding(tokens, local(self.again.weight))
     logits = F.linear(sum_gradient(x, tp), local(self.head.weight))
     loss = (
         cross_entropy(logits.flatten(0, 1), targets.flatten(), vocabulary_axes=(tp,), reduction="sum") / count
