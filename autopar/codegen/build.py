@@ -18,6 +18,7 @@ BUILD_NAMES = (
     "init_mesh",
     "initialize",
     "keep_identity",
+    "materialize",
     "orders_at_rest",
     "parameter_tree",
     "seed_ranks",
@@ -47,7 +48,7 @@ def build(module: nn.Module | None = None, *, compile: bool = {is_compiled}, see
         compute_dtype=COMPUTE_DTYPE,{zero}
     )
     if is_new:
-        module.to_empty(device=mesh.device)
+        materialize(module, mesh.device)
         initialize(module, seed)
     orders = orders_at_rest(PARAMETERS, mesh, MODEL_AXES)
     speak_plain_state(module, orders)

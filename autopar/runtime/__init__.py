@@ -31,7 +31,7 @@ from autopar.runtime.state import (
     load_full_optimizer_state,
     speak_plain_state,
 )
-from autopar.runtime.tree import initialize, parameter_tree
+from autopar.runtime.tree import initialize, materialize, parameter_tree
 
 __all__ = [
     "Axis",
@@ -59,6 +59,7 @@ __all__ = [
     "init_mesh",
     "initialize",
     "keep_identity",
+    "materialize",
     "load_full_optimizer_state",
     "local",
     "orders_at_rest",

@@ -14,7 +14,7 @@ from autopar.runtime.homes import is_elsewhere
 from autopar.runtime.identity import holders
 from autopar.runtime.parameter import Parameter
 
-__all__ = ["initialize", "parameter_tree"]
+__all__ = ["initialize", "materialize", "parameter_tree"]
 
 WEIGHT_STD = 0.02
 """Standard deviation of initial weights (Radford et al., GPT-2, 2019)."""
@@ -72,6 +72,18 @@ def _module(
     for name in names:
         module.add_module(name, _module(f"{path}.{name}" if path else name, children, classes))
     return module
+
+
+def materialize(module: nn.Module, device: torch.device | str) -> None:
+    """Give every parameter and buffer memory on ``device``, without values. Tied weights stay one tensor.
+
+    ``nn.Module.to_empty`` alone makes a tensor for each place that holds one.
+    """
+    ties = [holder.places for holder in holders(module) if len(holder.places) > 1]
+    module.to_empty(device=device)
+    for (owner, attribute), *others in ties:
+        for other, name in others:
+            setattr(other, name, getattr(owner, attribute))
 
 
 @torch.no_grad()

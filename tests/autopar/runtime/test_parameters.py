@@ -22,6 +22,7 @@ from autopar.runtime import (
     init_mesh,
     initialize,
     keep_identity,
+    materialize,
     local,
     parameter_tree,
     seed_ranks,
@@ -165,6 +166,18 @@ def from_names(sizes: dict) -> tuple:
         losses.append(loss.item())
     names = sorted(full_state_dict(model))
     return is_meta, names, losses, [p.to_local().isnan().any().item() for p in model.parameters()]
+
+
+def test_tied_weights_stay_one_tensor_when_they_get_memory():
+    table = [
+        Parameter("a.weight", (2, 3), torch.float32),
+        Parameter("b.weight", (2, 3), torch.float32, alias_of="a.weight"),
+    ]
+    tree = parameter_tree(table, {})
+    keep_identity(tree)
+    materialize(tree, "cpu")
+    assert tree.a.weight is tree.b.weight
+    assert tree.a.weight.device.type == "cpu"
 
 
 @pytest.mark.parametrize("sizes", [{"dp_shard": 2, "tp": 2}, {"dp_replicate": 4}], ids=str)
