@@ -18,7 +18,9 @@ __all__ = [
     "allocated_bytes",
     "at_rest",
     "overhead_bytes",
+    "unsplit_bytes",
     "usable_bytes",
+    "workspace_bytes",
 ]
 
 COMPUTE_DTYPE: Mapping[str, str] = MappingProxyType(
@@ -30,6 +32,12 @@ OPTIMIZER_STATE_BYTES: Mapping[str, int] = MappingProxyType(
     {"adamw": 8, "adam": 8, "sgd-momentum": 4, "sgd": 0, "none": 0}
 )
 """Bytes of float32 state per parameter: two moments, one, or none."""
+
+UNSPLIT_SHARE = 0.005
+"""Tensors of 1 to 10 MiB are cut from segments of 20 MiB, whose rest of up to 1 MiB stays with the last one:
+assumed to be half a percent of what is allocated."""
+CUBLAS_WORKSPACE_BYTES = 32 * MiB
+"""torch's default on sm_90 (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +72,24 @@ def at_rest(precision: str, optimizer: str) -> ParameterBytes:
 def allocated_bytes(tensor_bytes: float, device: Device) -> int:
     """What the allocator sets aside for one tensor.
 
-    CUDA: multiples of 512 B, and of 2 MiB from 10 MiB on (c10/cuda/CUDACachingAllocator); CPU: of 64 B.
+    CUDA: multiples of 512 B; from 10 MiB on a segment is a multiple of 2 MiB, of which a rest of up to 1 MiB
+    is not split off (c10/cuda/CUDACachingAllocator, ``should_split``). CPU: multiples of 64 B.
     """
     if device.kind != "cuda":
         return math.ceil(tensor_bytes / 64) * 64
-    step = 2 * MiB if tensor_bytes >= 10 * MiB else 512
-    return math.ceil(tensor_bytes / step) * step
+    size = math.ceil(tensor_bytes / 512) * 512
+    rest = -size % (2 * MiB) if size >= 10 * MiB else 0
+    return size + (rest if rest <= MiB else 0)
+
+
+def unsplit_bytes(allocated: float, device: Device) -> int:
+    """What the allocator counts beside ``allocated`` bytes of tensors, as it does not split off small rests."""
+    return round(UNSPLIT_SHARE * allocated) if device.kind == "cuda" else 0
+
+
+def workspace_bytes(device: Device) -> int:
+    """What cuBLAS takes from torch's allocator: 32 MiB a handle on sm_90, for forward and backward threads."""
+    return 2 * CUBLAS_WORKSPACE_BYTES if device.kind == "cuda" else 0
 
 
 def overhead_bytes(device: Device, communicators: int) -> int:

@@ -297,7 +297,7 @@ def predicted_entry(
         step_time_s=step_s,
         tokens_per_s=training.tokens / step_s if step_s else 0.0,
         mfu=flops / (step_s * cluster.devices * cluster.device.peak(dtype)) if step_s else 0.0,
-        peak_memory_bytes=staged.peak if staged else realized.memory.peak,
+        peak_memory_bytes=staged.peak if staged else realized.memory.allocated,
         exposed_communication_s=max(
             0.0, step_s * (1.0 - bubble) - (realized.operator_s + optimizer_s) / ranks
         ),

@@ -8,8 +8,8 @@ from math import prod
 
 from autopar.capture.graph import Graph, Value
 from autopar.planner.kept import Kept
-from autopar.planner.operators import PlannedOperator, PlannedType
-from autopar.planner.tensors import ParameterGroup, Tensor
+from autopar.planner.operators import PlannedOperator
+from autopar.planner.tensors import ParameterGroup
 from autopar.shardings.placement import Layout, local_shape
 from autopar.shardings.strategy import Strategy
 from cost_models.device import Device
@@ -18,12 +18,10 @@ from cost_models.memory import overhead_bytes
 
 __all__ = [
     "Memory",
-    "activation_bytes",
     "device_overhead",
     "gathered_bytes",
     "kept_by_operator",
     "resting_bytes",
-    "temporary_bytes",
     "value_bytes",
 ]
 
@@ -33,22 +31,31 @@ PARAMETER_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 4, 4, 8
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes held by one device at its peak."""
+    """Bytes held by one device at the fullest moment of a step."""
 
     parameters: int
     gradients: int
+    """Of parameters whose backward is over at that moment."""
     optimizer: int
     gathered: int
     """Parameters gathered for use, and their gradients before they are scattered again."""
     activations: int
     """Kept from the forward for the backward."""
     temporaries: int
-    """Of the operator that needs most beside all that."""
+    """The rest of what the backward of that moment works on, and the libraries' workspaces."""
     overhead: int
-    """Context and communication buffers."""
+    """Context and communication buffers: what torch's allocator does not hand out."""
+    moment: str = ""
+    """The segment type whose backward runs, or ``optimizer``."""
 
     @property
     def peak(self) -> int:
+        """Everything that the device must have room for."""
+        return self.allocated + self.overhead
+
+    @property
+    def allocated(self) -> int:
+        """What ``torch.cuda.max_memory_allocated`` shows."""
         return (
             self.parameters
             + self.gradients
@@ -56,7 +63,6 @@ class Memory:
             + self.gathered
             + self.activations
             + self.temporaries
-            + self.overhead
         )
 
 
@@ -83,32 +89,6 @@ def kept_by_operator(
         return 0.0
     shape = local_shape(operator.call.operands[0].shape, strategy.operands[0], sizes)
     return prod(shape) * saved.extra_bytes_per_element + prod(shape[:-1]) * saved.bytes_per_row
-
-
-def temporary_bytes(
-    types: Mapping[str, PlannedType], strategies: Mapping[tuple[str, str], Strategy], sizes: tuple[int, ...]
-) -> int:
-    """The most that one operator's backward holds: the gradients of what it made and of what it read."""
-
-    def gradients(operator: PlannedOperator, strategy: Strategy) -> int:
-        pairs = [
-            *zip(operator.call.operands, strategy.operands, strict=True),
-            *zip(operator.call.results, strategy.results, strict=True),
-        ]
-        return sum(
-            value_bytes(value, layout, sizes)
-            for value, layout in pairs
-            if value is not None and value.requires_grad
-        )
-
-    return max(
-        (
-            gradients(operator, strategies[name, operator.name])
-            for name, planned in types.items()
-            for operator in planned.operators
-        ),
-        default=0,
-    )
 
 
 def gathered_bytes(
@@ -144,20 +124,6 @@ def gathered_bytes(
         for g in trained
     )
     return whole + gradients
-
-
-def activation_bytes(
-    tensors: tuple[Tensor, ...], versions: Mapping[int, tuple[Layout, ...]], sizes: tuple[int, ...]
-) -> float:
-    """Kept versions of tensors; ``versions`` gives, by tensor position, the layouts that its readers want."""
-    return float(
-        sum(
-            tensor.kept_count * value_bytes(tensor.value, layout, sizes)
-            for position, tensor in enumerate(tensors)
-            if tensor.kept_count
-            for layout in versions[position]
-        )
-    )
 
 
 def communicators(axis_count: int) -> int:

@@ -9,24 +9,20 @@ from autopar.capture.graph import Graph
 from autopar.errors import PlanError
 from autopar.planner.decisions import Decisions
 from autopar.planner.memory import (
-    GRADIENT_BYTES,
     OPTIMIZER_BYTES,
     PARAMETER_BYTES,
     Memory,
-    activation_bytes,
     device_overhead,
     gathered_bytes,
-    kept_by_operator,
-    temporary_bytes,
-    value_bytes,
 )
 from autopar.planner.operators import PlannedOperator, PlannedType
+from autopar.planner.peak import buffer_bytes, peak_of, resting_allocation
 from autopar.planner.prices import OperatorPrice, Prices
 from autopar.planner.tensors import ParameterGroup, Tensor, parameter_groups, tensors_of
 from autopar.shardings.placement import REPLICATE, Layout, format_layout, is_legal
 from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph, Stage
 from autopar.shardings.strategy import Strategy, combined, divides
-from cost_models.dtypes import dtype_bytes
+from cost_models.memory import unsplit_bytes, workspace_bytes
 
 __all__ = ["Realized", "memory_of", "realize"]
 
@@ -151,28 +147,22 @@ def memory_of(
     """Memory of a device that runs all calls of ``graph``, one microbatch of it in flight."""
     roles = {name: planned.role for name, planned in types.items()}
     tensors, groups = tensors_of(graph, prices.execution, roles), parameter_groups(graph)
-    counts = {name: sum(call.type == name for call in graph.calls) for name in types}
-    own = sum(
-        counts[name]
-        * kept_by_operator(operator, strategies[name, operator.name], prices.sizes, prices.kept(planned))
-        for name, planned in types.items()
-        for operator in planned.operators
-    )
     versions = {p: tuple(_wanted(t, strategies, decisions, prices)) for p, t in enumerate(tensors)}
-    trained = elements = 0.0
-    for group in groups:
-        layout = decisions.parameters[group.item.name]
-        held = len(group.names) * value_bytes(group.value, layout, prices.sizes) / prices.shard_ways
-        elements += held if not group.value.requires_grad else 0.0
-        trained += held / dtype_bytes(group.value.dtype) if group.value.requires_grad else 0.0
+    resting = decisions.parameters
+    peak = peak_of(graph, types, tensors, versions, groups, resting, strategies, prices)
+    device = prices.cluster.device
+    parameters = resting_allocation(groups, resting, prices, PARAMETER_BYTES)
+    optimizer = 2 * resting_allocation(groups, resting, prices, OPTIMIZER_BYTES // 2)
+    unsplit = unsplit_bytes(parameters + optimizer + peak.total, device)
     return Memory(
-        parameters=round(PARAMETER_BYTES * trained + elements),
-        gradients=round(GRADIENT_BYTES * trained),
-        optimizer=round(OPTIMIZER_BYTES * trained),
+        parameters=parameters + buffer_bytes(groups, resting, prices),
+        gradients=peak.gradients,
+        optimizer=optimizer,
         gathered=_gathered(graph, groups, decisions, prices),
-        activations=round(own + activation_bytes(tensors, versions, prices.sizes)),
-        temporaries=temporary_bytes(types, strategies, prices.sizes),
-        overhead=device_overhead(prices.cluster.device, len(prices.axes)),
+        activations=peak.activations,
+        temporaries=peak.temporaries + workspace_bytes(device) + unsplit,
+        overhead=device_overhead(device, len(prices.axes)),
+        moment=peak.moment,
     )
 
 

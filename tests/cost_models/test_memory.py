@@ -38,7 +38,8 @@ def test_unknown_precisions_and_optimizers_are_named(precision: str, optimizer: 
         (1, 512),
         (513, 1024),
         (10 * MiB, 10 * MiB),
-        (10 * MiB + 1, 12 * MiB),
+        (11 * MiB, 12 * MiB),
+        (10 * MiB + 1, 10 * MiB + 512),
         (5 * MiB + 3, 5 * MiB + 512),
     ],
 )
