@@ -33,6 +33,8 @@ class LossScale:
 
     def __init__(self, first: float = 1.0) -> None:
         self.value: Tensor | float = first
+        self.guards_overflow = first != 1.0
+        """Whether gradients are expected to overflow now and then, and ``GradScaler`` to skip the step."""
 
     def start(self, loss: Tensor) -> Tensor:
         """The gradient of a loss, of its dtype."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,6 +92,13 @@ class Homes:
         found = torch.tensor(flags, dtype=torch.int32, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return [bool(flag) for flag in found.tolist()]
+
+    def merged(self, mine: Any) -> dict[str, Any]:
+        """What the first holder of each tensor has under its name, on all ranks along ``pp``."""
+        found: list[Any] = [None] * self.ranks
+        dist.all_gather_object(found, dict(mine), group=self.group)
+        names = dict.fromkeys(name for entries in found for name in entries)
+        return {name: found[self.of[name][0]][name] for name in names}
 
     def total_norm(self, norm: Tensor, norm_type: float) -> Tensor:
         """The norm of all that the ranks along ``pp`` have norms of."""

@@ -49,13 +49,14 @@ class Running:
     loss_scale: float = field(default=1.0, kw_only=True)
     """What the first backward starts from; later ones start from the gradient that last came into the loss."""
     _scale: LossScale = field(init=False, repr=False, compare=False)
-    _homes: Homes | None = field(init=False, repr=False, compare=False)
+    homes: Homes | None = field(init=False, repr=False, compare=False)
+    """Where parameters are, in a pipeline."""
     _stages: PipelineRun | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         homes = Homes.from_records(self.pipeline.parameters, self.mesh) if self.pipeline else None
         object.__setattr__(self, "_scale", LossScale(self.loss_scale))
-        object.__setattr__(self, "_homes", homes)
+        object.__setattr__(self, "homes", homes)
         object.__setattr__(self, "_stages", None)
         if self.pipeline is not None and homes is not None:
             arguments = (self.module, self.mesh, self.pipeline, homes, self.microbatches, self.joins)
@@ -100,15 +101,15 @@ class Running:
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip the norm of all gradients together; returns what it was, the same on every rank."""
-        return clip_grad_norm(self.module, max_norm, norm_type, self._homes)
+        return clip_grad_norm(self.module, max_norm, norm_type, self.homes)
 
     def full_gradients(self) -> dict[str, Tensor]:
         """Every gradient as the plain model has it, by parameter name. All ranks must call it."""
-        return full_gradients(self.module, self.orders, self._homes)
+        return full_gradients(self.module, self.orders, self.homes)
 
     def whole_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A state dict of the module with whole tensors on every rank. All ranks must call it."""
-        return whole_state(state, self._homes)
+        return whole_state(state, self.homes)
 
 
 def train_on_random_data(running: Running, steps: int = 5) -> None:

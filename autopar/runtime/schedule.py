@@ -103,12 +103,14 @@ class PipelineRun:
             stage.begin(slices, scale)
         kept = KeptGradients()
         if is_training:
-            kept = self._train()
+            kept = self._train(scale)
         else:
             with torch.no_grad():
                 self.schedule.eval(target=torch.arange(self.microbatches), return_outputs=False)
         rest(self.module)
         outputs, place, have_gradients = self._outputs(is_training)
+        for stage in self.stages:
+            stage.begin((), scale)  # keeps no tensor of this call
         if not torch.is_grad_enabled():
             return outputs
         if not is_training:
@@ -117,7 +119,7 @@ class PipelineRun:
             kept.start = scale.start(outputs[place])
         return with_backward(outputs, have_gradients, place, kept, scale)
 
-    def _train(self) -> KeptGradients:
+    def _train(self, scale: LossScale) -> KeptGradients:
         """Run the schedule forward and backward; the gradients, those of tied weights summed."""
         self.remaining = Counter({stage.stage_index: self.microbatches for stage in self.stages})
         parameters = [p for p in nn.Module.parameters(self.module) if p.requires_grad]
@@ -126,6 +128,8 @@ class PipelineRun:
             with set_aside(parameters) as kept:
                 self.schedule.step(target=torch.arange(self.microbatches), return_outputs=False)
                 self._sum_tied()
+                if scale.guards_overflow:
+                    self._share_overflow(parameters)
         finally:
             reduce_at(parts, is_last=True)
             end_step_at(parts, is_last=True)
@@ -150,8 +154,17 @@ class PipelineRun:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            mine = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+            mine = _local(parameter.grad)
             mine.copy_(self.homes.sum_over_homes(name, mine.contiguous()))
+
+    def _share_overflow(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Where any stage's gradients are not finite, make one of every rank so: ``GradScaler`` sees its own alone."""
+        gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+        zero = 0 * sum((gradient.sum(dtype=torch.float32) for gradient in gradients), start=torch.zeros(()))
+        total = zero.to(self.homes.device)  # 0, or nan
+        dist.all_reduce(total, group=self.homes.group)
+        if gradients:
+            gradients[0].add_(total.to(gradients[0].dtype))
 
     def _outputs(self, is_training: bool) -> tuple[tuple[Tensor, ...], int | None, list[bool]]:
         """The root's outputs, where the loss is and which of them have gradients, from the last stage's rank."""
@@ -174,6 +187,10 @@ class PipelineRun:
         source = dist.get_global_rank(self.homes.group, self.last_rank)
         dist.broadcast_object_list(box, src=source, group=self.homes.group, device=self.homes.device)
         return box[0]
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _parts_by_stage(

@@ -14,6 +14,7 @@ and ``load_full_optimizer_state``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,7 +105,7 @@ def full_state_dict(module: nn.Module, homes: Homes | None = None) -> dict[str, 
     state = module.state_dict()
     whole = whole_state(state, homes)
     return {
-        n: value.clone() if value is state[n] and isinstance(value, Tensor) else value
+        n: value if isinstance(state[n], DTensor) or not isinstance(value, Tensor) else value.clone()
         for n, value in whole.items()
     }
 
@@ -118,7 +119,8 @@ def whole_state(state: Mapping[str, Any], homes: Homes | None = None) -> dict[st
 
 
 def _full(value: Tensor) -> Tensor:
-    return value.detach().full_tensor() if isinstance(value, DTensor) else value
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _shared(name: str, value: Tensor, homes: Homes | None) -> Tensor:
@@ -150,22 +152,56 @@ def _full_gradient(holder: Holder, homes: Homes | None) -> Tensor:
 
 
 def full_optimizer_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, orders: Orders
+    module: nn.Module, optimizer: torch.optim.Optimizer, orders: Orders, homes: Homes | None = None
 ) -> dict[str, Any]:
     """The optimizer's state by parameter name, whole, in the plain model's row order, on every rank."""
     options = StateDictOptions(full_state_dict=True)
-    return _reordered(
-        get_optimizer_state_dict(module, optimizer, options=options), module, orders, to_plain_order
-    )
+    state = get_optimizer_state_dict(module, optimizer, options=options)
+    if homes is not None:
+        state = {**state, "state": homes.merged(state["state"])}
+    return _reordered(state, module, orders, to_plain_order)
 
 
 def load_full_optimizer_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], orders: Orders
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    orders: Orders,
+    homes: Homes | None = None,
 ) -> None:
     """Load what ``full_optimizer_state`` returned, under this or another plan."""
-    options = StateDictOptions(full_state_dict=True)
     stored = _reordered(state, module, orders, to_stored_order)
+    if homes is not None:
+        _load_held(module, optimizer, stored)
+        return
+    options = StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(module, optimizer, stored, options=options)
+
+
+def _load_held(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of the parameters that this rank of a pipeline holds (torch's own loader wants them all)."""
+    names = {id(holder.parameter): holder.names[0] for holder in holders(module)}
+    options = {name: group for group in state["param_groups"] for name in group["params"]}
+    for group in optimizer.param_groups:
+        given = options.get(names[id(group["params"][0])], {}) if group["params"] else {}
+        group.update({key: value for key, value in given.items() if key != "params"})
+        for parameter in group["params"]:
+            entries = state["state"].get(names[id(parameter)])
+            if entries is not None and not is_elsewhere(parameter):
+                optimizer.state[parameter] = {
+                    key: _like(parameter, key, value) for key, value in entries.items()
+                }
+
+
+def _like(parameter: Tensor, key: str, value: Any) -> Any:
+    """An entry of an optimizer's state, laid out as the parameter where it has its shape; steps are numbers."""
+    if key == "step" or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return copy.deepcopy(value)
+    return (
+        _sharded_like(parameter, value)
+        if isinstance(parameter, DTensor)
+        else value.to(parameter.device, copy=True)
+    )
 
 
 def _reordered(state: Mapping[str, Any], module: nn.Module, orders: Orders, reorder: Any) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def staged(
     *,
     compile_forwards: bool = False,
     recompute: str | None = None,
+    loss_scale: float = 1.0,
     **options: object,
 ) -> Running:
     """Put a plain model to work on stages."""
@@ -200,4 +201,5 @@ def staged(
         ("sum", "cat 0"),
         counts=counts,
         pipeline=Pipeline(stages, table, schedule),
+        loss_scale=loss_scale,
     )

@@ -22,8 +22,8 @@ from autopar.runtime import (
     init_mesh,
     initialize,
     keep_identity,
-    materialize,
     local,
+    materialize,
     parameter_tree,
     seed_ranks,
 )

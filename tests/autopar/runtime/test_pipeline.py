@@ -21,9 +21,11 @@ from autopar.runtime import (
     Running,
     Stage,
     Wire,
+    full_optimizer_state,
     full_state_dict,
     initialize,
     keep_identity,
+    load_full_optimizer_state,
     parameter_tree,
 )
 from autopar.runtime.batch import local_inputs
@@ -99,7 +101,7 @@ def train(sizes: dict[str, int], schedule: str, chunks: int, options: dict[str, 
         check_gradients(running, plain)
         reference.step()
         optimizer.step()
-    whole = full_state_dict(running.module, running._homes)
+    whole = full_state_dict(running.module, running.homes)
     assert_close(whole, dict(plain.state_dict()), rtol=1e-7, atol=1e-9)
 
 
@@ -151,6 +153,26 @@ def test_stages_recompute(pool, level):
 def test_eight_processes_train_as_one(sizes, schedule, chunks, zero):
     with GlooPool(8) as pool:
         pool.run(train, sizes, schedule, chunks, {"zero": zero, "microbatches": 2 if chunks == 2 else 4}, 2)
+
+
+def train_compiled(level: str | None) -> None:
+    """In float32: compiled float64 attention fails on torch 2.11."""
+    torch.manual_seed(0)
+    plain = Deep()
+    model = copy.deepcopy(plain)
+    options: dict[str, Any] = {"zero": 1, "recompute": level, "compile_forwards": True}
+    running = staged(model, BOTH_DATA, "1f1b", 1, 4, **options)
+    for number in range(2):
+        plain(*batch(number))[0].backward()
+        running(*batch(number))[0].backward()
+    wanted = {name: p.grad for name, p in plain.named_parameters()}
+    assert_close(running.full_gradients(), wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [None, "selective", "full"])
+def test_stages_of_compiled_blocks_train_alike(pool, level):
+    pool.run(train_compiled, level, timeout_s=300)
 
 
 def accumulate(sizes: dict[str, int], schedule: str, chunks: int) -> None:
@@ -218,7 +240,7 @@ def exchange(sizes: dict[str, int], schedule: str, chunks: int, folder: str) -> 
     """Plain state in, plain state out; a sharded checkpoint read on other stages, and without stages."""
     plain, running = pair(sizes, schedule, chunks)
     model = running.module
-    assert_close(full_state_dict(model, running._homes), dict(plain.state_dict()), rtol=0, atol=0)
+    assert_close(full_state_dict(model, running.homes), dict(plain.state_dict()), rtol=0, atol=0)
     torch.manual_seed(1)
     other = Deep().double()
     model.load_state_dict(other.state_dict())
@@ -246,6 +268,65 @@ def exchange(sizes: dict[str, int], schedule: str, chunks: int, folder: str) -> 
 )
 def test_state_dicts_are_the_plain_models(pool, tmp_path, sizes, schedule, chunks):
     pool.run(exchange, sizes, schedule, chunks, str(tmp_path / "checkpoint"))
+
+
+def resume(sizes: dict[str, int], schedule: str, chunks: int) -> None:
+    """Train on stages, go on with the optimizer's state on others and without; as if never stopped."""
+    plain, running = pair(BOTH_DATA, "1f1b", 1)
+    reference, optimizer = adamw(plain), adamw(running.module)
+    for number in range(2):
+        for model, one in ((plain, reference), (running, optimizer)):
+            model(*batch(number))[0].backward()
+            one.step()
+            one.zero_grad()
+    saved = full_optimizer_state(running.module, optimizer, running.orders, running.homes)
+    assert {name for name, _ in plain.named_parameters()} == set(saved["state"])
+    state = running.whole_state(running.module.state_dict())
+    _, following = pair(sizes, schedule, chunks)
+    following.module.load_state_dict(state)
+    second = torch.optim.AdamW(following.module.parameters(), lr=1.0)
+    load_full_optimizer_state(following.module, second, saved, following.orders, following.homes)
+    for number in range(2, 4):
+        for model, one in ((plain, reference), (following, second)):
+            model(*batch(number))[0].backward()
+            one.step()
+            one.zero_grad()
+    whole = full_state_dict(following.module, following.homes)
+    assert_close(whole, dict(plain.state_dict()), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [{"pp": 2, "tp": 2}, {"pp": 4}, BOTH_DATA], ids=str)
+def test_training_goes_on_under_another_plan(pool, sizes):
+    pool.run(resume, sizes, "1f1b", 1)
+
+
+def overflow() -> list[float]:
+    """A gradient of the first stage alone overflows: no rank takes the step. Returns what the scale became."""
+    _, running = pair(BOTH_DATA, "1f1b", 1, loss_scale=2.0**16)
+    optimizer = torch.optim.SGD(running.module.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    before = running.whole_state(running.module.state_dict())
+    scales = []
+    for is_broken in (True, False):
+        if is_broken:
+            hook = running.module.layers[0].register_full_backward_hook(
+                lambda *_: (torch.full_like(_[1][0], torch.inf),)
+            )
+        scaler.scale(running(*batch(0))[0]).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        scales.append(scaler.get_scale())
+        hook.remove()
+        is_same = [
+            torch.equal(v, before[n]) for n, v in running.whole_state(running.module.state_dict()).items()
+        ]
+        assert all(is_same) == is_broken
+    return scales
+
+
+def test_an_overflow_on_one_stage_skips_the_step_on_all(pool):
+    assert pool.run(overflow) == [[2.0**15, 2.0**15]] * 4
 
 
 def from_names() -> list[float]:
