@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch._subclasses.fake_tensor
+import torch.distributed.pipelining._backward as pipelining_backward
 import torch.utils._pytree
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -304,3 +305,45 @@ class StageBase(_PipelineStageBase):
 
     def _create_grad_recv_info(self, act_send_info: Any) -> tuple[()]:
         return ()
+
+
+def can_split_backward() -> bool:
+    """Return whether torch computes the gradients of weights apart from those of inputs, and rightly so.
+
+    ``torch.distributed.pipelining._backward``; that of 2.11 counts some gradients twice where a weight is reached
+    on several ways, which 2.13, known by its ``_autograd_grad_for_inputs``, does not.
+    """
+    return hasattr(pipelining_backward, "_autograd_grad_for_inputs")
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Return whether autograd takes a tensor for a view of another, so that it cannot be detached in place."""
+    return tensor._is_view()
+
+
+def backward_for_inputs(
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[torch.nn.Parameter],
+) -> tuple[tuple[Tensor | None, ...], list[dict[str, Any]]]:
+    """Return the gradients of ``inputs``, and what ``backward_for_weights`` needs (``stage_backward_input``).
+
+    Detaches the outputs in place, which no output may be a view for.
+    """
+    return pipelining_backward.stage_backward_input(
+        list(outputs), list(gradients), list(inputs), iter(weights)
+    )
+
+
+def backward_for_weights(weights: Sequence[torch.nn.Parameter], later: list[dict[str, Any]]) -> None:
+    """Add to the gradients of ``weights`` what ``backward_for_inputs`` left out (``stage_backward_weight``)."""
+    pipelining_backward.stage_backward_weight(iter(weights), later)
+
+
+def finish_backward(root: FSDPModule) -> None:
+    """Let FSDP2 reduce the gradients that it has collected, as at the end of a backward.
+
+    ``FSDPState._root_post_backward_final_callback``, which ``torch.distributed.pipelining`` calls too.
+    """
+    root._get_fsdp_state()._root_post_backward_final_callback()

@@ -13,7 +13,10 @@ from autopar.errors import ModelError
 from autopar.runtime.axis import Axis
 from autopar.runtime.recompute import Forward, recomputed
 
-__all__ = ["bind"]
+__all__ = ["bind", "can_split"]
+
+ONE_BACKWARD = "_autopar_one_backward"
+"""Attribute of forwards whose backward runs as one: compiled or recomputing ones."""
 
 
 def bind(
@@ -43,7 +46,10 @@ def bind(
     @cache
     def made(forward: Forward, level: str | None, is_compiled: bool) -> Forward:
         function = forward if level is None else recomputed(forward, level)
-        return torch.compile(function) if is_compiled else function
+        function = torch.compile(function) if is_compiled else function
+        if function is not forward:
+            setattr(function, ONE_BACKWARD, True)
+        return function
 
     for path, forward in forwards.items():
         target = module.get_submodule(path)
@@ -52,6 +58,12 @@ def bind(
         target.forward = MethodType(made(forward, levels.get(path), is_compiled), target)
     if head is not None:
         _give_head(module, made(head, None, compile_forwards))
+
+
+def can_split(module: nn.Module) -> bool:
+    """Whether gradients of inputs and of weights can be computed apart: no forward is compiled, none recomputes."""
+    forwards = [getattr(part, name, None) for part in module.modules() for name in ("forward", "run_head")]
+    return not any(getattr(forward, ONE_BACKWARD, False) for forward in forwards)
 
 
 def _give_head(root: nn.Module, head: Forward) -> None:

@@ -16,7 +16,7 @@ from autopar.runtime.identity import Holder, holders, replace
 from autopar.runtime.mesh import Mesh
 from autopar.torch_private import add_axis_of_one, adopt_parameters, flatten_axes, join_axes
 
-__all__ = ["data_parts", "end_step_at", "reduce_at", "rest", "shard_data"]
+__all__ = ["data_parts", "end_step_at", "hold_at", "keeps_gradients_whole", "reduce_at", "rest", "shard_data"]
 
 LEVEL = "_autopar_zero"
 """Attribute of an FSDP2 module: its level, or ``WHOLE``."""
@@ -120,6 +120,20 @@ def reduce_at(parts: Iterable[FSDPModule], *, is_last: bool, is_once: bool = Fal
         part.set_reshard_after_backward(is_last or level in (3, WHOLE), recurse=False)
         part.set_requires_gradient_sync(is_last or (level in (2, 3) and not is_once), recurse=False)
         part.set_requires_all_reduce(is_last, recurse=False)
+
+
+def keeps_gradients_whole(parts: Iterable[FSDPModule]) -> bool:
+    """Whether all parts reduce their gradients once in a step, after the last microbatch."""
+    return all(getattr(part, LEVEL) in (1, WHOLE) for part in parts)
+
+
+def hold_at(parts: Iterable[FSDPModule]) -> None:
+    """Let backwards of these parts reduce and give back nothing, until ``reduce_at`` says otherwise."""
+    for part in parts:
+        part.set_is_last_backward(False)
+        part.set_reshard_after_forward(False, recurse=False)
+        part.set_reshard_after_backward(False, recurse=False)
+        part.set_requires_gradient_sync(False, recurse=False)
 
 
 def end_step_at(parts: Iterable[FSDPModule], *, is_last: bool) -> None:

@@ -47,7 +47,14 @@ module; it takes what it receives, then the inputs that it reads, of one microba
 | `gpipe`       | ``ScheduleGPipe``               | 1               | any                                |
 | `1f1b`        | ``Schedule1F1B``                | 1               | at least as many as stages         |
 | `interleaved` | ``ScheduleInterleaved1F1B``     | 1 or more       | a multiple of microbatches // ranks |
-| `zero-bubble` | ``ScheduleInterleavedZeroBubble`` (ZB1P) | 1 or more | a multiple of microbatches // ranks |
+| `zero-bubble` | ``ScheduleInterleavedZeroBubble`` | 1 or more       | a multiple of microbatches // ranks |
+
+`zero-bubble` is ZB1P of Qi et al., Zero bubble pipeline parallelism, 2023: the gradients of what a stage received
+go back first, those of its weights fill the bubbles. That takes torch 2.13 or later, blocks that are neither
+compiled nor recomputed, and gradients that are reduced once (ZeRO 1, or replicated parameters); otherwise the
+first half of a backward is all of it, and the schedule is as long as `1f1b`.
+
+With several stages on a rank, gradients of parameters that belong to no block are reduced once, at every level.
 """
 
 from __future__ import annotations

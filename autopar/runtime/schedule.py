@@ -23,8 +23,15 @@ from torch.distributed.pipelining import (
 from torch.distributed.tensor import DTensor
 
 from autopar.errors import PlanMismatchError
-from autopar.runtime.binding import bind
-from autopar.runtime.data import end_step_at, reduce_at, rest
+from autopar.runtime.binding import bind, can_split
+from autopar.runtime.data import (
+    data_parts,
+    end_step_at,
+    hold_at,
+    keeps_gradients_whole,
+    reduce_at,
+    rest,
+)
 from autopar.runtime.gradients import KeptGradients, LossScale, set_aside
 from autopar.runtime.homes import Homes
 from autopar.runtime.identity import holders
@@ -33,6 +40,7 @@ from autopar.runtime.mesh import PIPELINE, Mesh
 from autopar.runtime.microbatches import Microbatch, with_backward
 from autopar.runtime.pipeline import Pipeline
 from autopar.runtime.stage import RunningStage
+from autopar.torch_private import can_split_backward, finish_backward
 
 __all__ = ["PipelineRun"]
 
@@ -60,8 +68,23 @@ class PipelineRun:
         axis = mesh.axes[PIPELINE]
         self._bind_stages(mesh)
         count = len(pipeline.stages)
+        self.splits_backward = (
+            pipeline.schedule == "zero-bubble"
+            and can_split_backward()
+            and can_split(module)
+            and keeps_gradients_whole(data_parts(module))
+        )
         self.stages = [
-            RunningStage(module, pipeline.stages, i, homes.group, mesh.device, joins, self._before_backward)
+            RunningStage(
+                module,
+                pipeline.stages,
+                i,
+                homes.group,
+                mesh.device,
+                joins,
+                self._before_backward,
+                splits_backward=self.splits_backward,
+            )
             for i in range(axis.index, count, axis.size)
         ]
         self.last_rank = (count - 1) % axis.size
@@ -124,9 +147,15 @@ class PipelineRun:
         self.remaining = Counter({stage.stage_index: self.microbatches for stage in self.stages})
         parameters = [p for p in nn.Module.parameters(self.module) if p.requires_grad]
         parts = {part for parts in self.parts.values() for part in parts}
+        if self.splits_backward:  # gradients of weights come late: FSDP2 reduces them when all are there
+            hold_at(parts)
         try:
             with set_aside(parameters) as kept:
                 self.schedule.step(target=torch.arange(self.microbatches), return_outputs=False)
+                if self.splits_backward and isinstance(self.module, FSDPModule):
+                    reduce_at(parts, is_last=True)
+                    end_step_at(parts, is_last=True)
+                    finish_backward(self.module)
                 self._sum_tied()
                 if scale.guards_overflow:
                     self._share_overflow(parameters)
@@ -137,6 +166,8 @@ class PipelineRun:
 
     def _before_backward(self, number: int) -> None:
         """Say what is reduced in the next backward, of stage ``number``."""
+        if self.splits_backward:
+            return
         for part in self.parts[number]:
             mine = [other for other, parts in self.parts.items() if part in parts]
             left = sum(self.remaining[other] for other in mine)

@@ -9,6 +9,7 @@ ZeRO level says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from torch.distributed import ProcessGroup
 
 from autopar.errors import ModelError
 from autopar.runtime.gradients import LossScale
+from autopar.runtime.homes import is_elsewhere
 from autopar.runtime.joins import as_outputs, loss_position
 from autopar.runtime.microbatches import Microbatch, start_backward
 from autopar.runtime.pipeline import Stage, Wire
-from autopar.torch_private import StageBase
+from autopar.torch_private import StageBase, backward_for_inputs, backward_for_weights, is_view
 
 __all__ = ["RunningStage"]
 
@@ -38,8 +40,11 @@ class RunningStage(StageBase):
         device: torch.device,
         joins: Sequence[str],
         before_backward: Callable[[int], None],
+        *,
+        splits_backward: bool = False,
     ) -> None:
         super().__init__(number, len(stages), device, group)
+        self.splits_backward = splits_backward
         self.module, self.stage, self.joins = module, stages[number], joins
         self.before_backward = before_backward
         self.begin((), LossScale())
@@ -51,6 +56,7 @@ class RunningStage(StageBase):
         self.made: dict[int, tuple[Tensor, ...]] = {}
         self.gradients_received: dict[int, tuple[Tensor, ...]] = {}
         self.gradients_made: dict[int, tuple[Tensor, ...]] = {}
+        self.later: dict[int, Callable[[], None]] = {}
         self.results: dict[int, tuple[Tensor, ...]] = {}
         self.place: int | None = None
         self.have_gradients: list[bool] = []
@@ -114,12 +120,34 @@ class RunningStage(StageBase):
     def backward_one_chunk(
         self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
     ) -> None:
-        """Run a microbatch's backward, for what was received and for the parameters."""
+        """Run a microbatch's backward, for what was received and, with ``full_backward``, for the parameters.
+
+        Without, ``backward_weight_one_chunk`` has to follow; where backward cannot be split it has nothing to do.
+        """
         if not self.has_backward:
             return
+        outputs, gradients = self._outputs_and_gradients(bwd_chunk_id)
         self.before_backward(self.stage_index)
-        start_backward(*self._outputs_and_gradients(bwd_chunk_id))
-        self._keep_gradients(bwd_chunk_id)
+        is_split = self.splits_backward and not full_backward and not any(map(is_view, outputs))
+        if is_split and self.is_first:
+            self.later[bwd_chunk_id] = partial(start_backward, outputs, gradients)
+        elif is_split:
+            self._backward_for_received(bwd_chunk_id, outputs, gradients)
+        else:
+            start_backward(outputs, gradients)
+            self._keep_gradients(bwd_chunk_id)
+
+    def _backward_for_received(self, number: int, outputs: list[Tensor], gradients: list[Tensor]) -> None:
+        """The half of a backward that the stage before waits for."""
+        inputs = self._wanting_gradients(number)
+        weights = [p for p in nn.Module.parameters(self.module) if p.requires_grad and not is_elsewhere(p)]
+        with torch.autocast(self.device.type, enabled=False):
+            found, groups = backward_for_inputs(outputs, gradients, inputs, weights)
+        self.gradients_made[number] = tuple(
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(inputs, found, strict=True)
+        )
+        self.later[number] = partial(backward_for_weights, weights, groups)
 
     def _outputs_and_gradients(self, number: int) -> tuple[list[Tensor], list[Tensor]]:
         """Where backward starts, and with what."""
@@ -133,11 +161,17 @@ class RunningStage(StageBase):
 
     def _keep_gradients(self, number: int) -> None:
         """Take the gradients off what was received, zeros where nothing came."""
-        received = self.received.pop(number, ())
-        wanting = [t for t, wire in zip(received, self.stage.receives, strict=True) if wire.requires_grad]
         self.gradients_made[number] = tuple(
-            torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in wanting
+            torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            for tensor in self._wanting_gradients(number)
         )
+
+    def _wanting_gradients(self, number: int) -> list[Tensor]:
+        """Of what was received, for the last time, the tensors whose gradients go back."""
+        received = self.received.pop(number, ())
+        if self.is_first:
+            return []
+        return [t for t, wire in zip(received, self.stage.receives, strict=True) if wire.requires_grad]
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
         """Send the gradients of what was received."""
@@ -146,7 +180,10 @@ class RunningStage(StageBase):
         return self._operations(dist.isend, self.gradients_made.pop(bwd_chunk_id), self.stage_index - 1)
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
-        """Nothing is left to do."""
+        """The half of a microbatch's backward that nobody waits for."""
+        if later := self.later.pop(bwd_chunk_id, None):
+            with torch.autocast(self.device.type, enabled=False):
+                later()
 
     def perform_reduce_grad(self, grad_scale_factor: int) -> None:
         """Nothing: FSDP2 reduces gradients in backward itself."""

@@ -30,6 +30,7 @@ from autopar.runtime import (
 )
 from autopar.runtime.batch import local_inputs
 from autopar.runtime.homes import homes_of, is_elsewhere
+from autopar.torch_private import can_split_backward
 from tests.autopar.runtime.staged import SLICES, Deep, parameters_of, staged
 from tests.autopar.runtime.test_recompute import Operators
 from tests.autopar.runtime.tiny import batch
@@ -199,6 +200,31 @@ def accumulate(sizes: dict[str, int], schedule: str, chunks: int) -> None:
 @pytest.mark.parametrize(("schedule", "chunks"), [("1f1b", 1), ("zero-bubble", 2)])
 def test_calls_accumulate_in_any_order(pool, schedule, chunks):
     pool.run(accumulate, BOTH_DATA, schedule, chunks)
+
+
+# Zero bubble
+
+
+def split(sizes: dict[str, int], chunks: int, options: dict[str, Any]) -> bool:
+    _, running = pair(sizes, "zero-bubble", chunks, **options)
+    train(sizes, "zero-bubble", chunks, options, 2)
+    return running._stages.splits_backward
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize(
+    ("sizes", "options", "splits"),
+    [
+        ({"pp": 2, "dp_shard": 2}, {"zero": 1}, True),
+        ({"pp": 2, "dp_replicate": 2}, {}, True),
+        ({"pp": 2, "tp": 2}, {}, True),
+        ({"pp": 2, "dp_shard": 2}, {"zero": 2}, False),
+        ({"pp": 2, "tp": 2}, {"recompute": "full"}, False),
+    ],
+    ids=str,
+)
+def test_gradients_of_weights_come_late_where_they_can(pool, sizes, options, splits, chunks):
+    assert pool.run(split, sizes, chunks, options) == [splits and can_split_backward()] * 4
 
 
 # Parameters
