@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["AttentionCurve", "CollectiveCurve", "MatmulCurve", "MemoryCurve", "interpolated"]
+__all__ = [
+    "CAUSAL_SHARE",
+    "AttentionCurve",
+    "AttentionTiles",
+    "CollectiveCurve",
+    "MatmulCurve",
+    "MemoryCurve",
+    "interpolated",
+]
+
+
+CAUSAL_SHARE = 0.75
+"""Below this share of all pairs of a query and a key, attention is masked."""
 
 
 def interpolated(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
@@ -48,8 +60,8 @@ class AttentionCurve:
     """Rate at twice ``head_dim`` or more, relative: softmax costs the same for every width of heads."""
     source: str
 
-    def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int) -> float:
-        """Seconds for ``flops`` operations on sequences of ``seq`` keys with heads of ``head_dim``."""
+    def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int, queries: float = 0.0) -> float:
+        """Seconds for ``flops`` on sequences of ``seq`` keys with heads of ``head_dim``, however many."""
         lengths = tuple(math.log(length) for length in self.seq)
         rate = interpolated(math.log(max(seq, 1)), lengths, self.flops_per_s)
         return kernels * self.fixed_s + flops / (rate * self._head_dim_factor(head_dim))
@@ -58,6 +70,46 @@ class AttentionCurve:
         """Rate of ``head_dim`` relative to the curve's own width."""
         doublings = min(math.log2(head_dim / self.head_dim), 1.0)
         return math.pow(2.0 if doublings < 0 else self.wide_gain, doublings)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTiles:
+    """Fused attention as tiles of queries over multiprocessors, for each measured width of heads.
+
+    ``fixed + flops·(1 + diagonal/seq)/rate + queries·per_query + seq·per_key``: a causal mask computes the tiles
+    on the diagonal whole; each row of queries is loaded, finished and stored once; and the multiprocessor that
+    is the last to finish has one tile against all keys to itself (list scheduling: Graham, 1969).
+    """
+
+    head_dim: tuple[int, ...]
+    """Widths that were measured, ascending."""
+    fixed_s: tuple[float, ...]
+    flops_per_s: tuple[float, ...]
+    diagonal: tuple[float, ...]
+    """Keys beyond the diagonal that a causal mask computes for a query on average, doubled."""
+    query_s: tuple[float, ...]
+    """Per row of queries of one head."""
+    key_s: tuple[float, ...]
+    """Per key of a sequence: the longest tile."""
+    flops_per_pair: float
+    """Per query, key and element of a head: 4 forward, 10 backward."""
+    source: str
+
+    def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int, queries: float = 0.0) -> float:
+        """Seconds for ``flops`` on ``queries`` rows (of all heads) against ``seq`` keys each."""
+        queries = queries or 2.0 * flops / (self.flops_per_pair * head_dim * seq)
+        pairs = flops / (self.flops_per_pair * head_dim)
+        is_causal = pairs < CAUSAL_SHARE * queries * seq
+        width = math.log2(max(head_dim, 1))
+        widths = tuple(math.log2(each) for each in self.head_dim)
+
+        def at(column: tuple[float, ...]) -> float:
+            return interpolated(width, widths, column)
+
+        rate = at(self.flops_per_s) * min(head_dim / self.head_dim[0], 1.0)
+        whole = flops * (1.0 + (at(self.diagonal) / seq if is_causal else 0.0))
+        rows_s = queries * at(self.query_s) + seq * at(self.key_s)
+        return kernels * at(self.fixed_s) + whole / rate + rows_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cost_models.curves import AttentionCurve, MatmulCurve, MemoryCurve
+from cost_models.curves import AttentionCurve, AttentionTiles, MatmulCurve, MemoryCurve
 
 __all__ = ["Device"]
 
@@ -43,7 +43,7 @@ class Device:
     """How much slower compute runs while a collective runs beside it."""
     matmul: Mapping[str, MatmulCurve] = field(default_factory=dict, hash=False)
     """By dtype."""
-    attention: Mapping[str, AttentionCurve] = field(default_factory=dict, hash=False)
+    attention: Mapping[str, AttentionCurve | AttentionTiles] = field(default_factory=dict, hash=False)
     """By pass: ``attention`` and ``attention_backward``."""
     families: Mapping[str, MemoryCurve] = field(default_factory=dict, hash=False)
     """Kernels bound by memory, by family; a missing ``x_backward`` is priced as ``x``."""

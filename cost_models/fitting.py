@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.curves import AttentionCurve, MatmulCurve, MemoryCurve
+from cost_models.curves import CAUSAL_SHARE, AttentionCurve, AttentionTiles, MatmulCurve, MemoryCurve
 
 __all__ = [
     "GPU_TILES",
@@ -20,6 +20,7 @@ __all__ = [
     "Products",
     "Vector",
     "fit_attention",
+    "fit_attention_tiles",
     "fit_collective",
     "fit_line",
     "fit_matmul",
@@ -37,6 +38,12 @@ LEAST_RAMP_READINGS = 6
 
 LARGEST_RAMP_MB = 100.0
 """Beyond it a ramp is no change of protocol but a slope."""
+
+DIAGONALS = (0.0, 64.0, 128.0, 192.0, 256.0, 384.0)
+"""Candidates for ``AttentionTiles.diagonal``."""
+
+LEAST_CALLS_OF_A_WIDTH = 8
+"""Calls with heads of one width from which on its five numbers are fitted."""
 
 WIDE_GAINS = np.arange(0.8, 2.25, 0.05)
 """Candidates for ``AttentionCurve.wide_gain``."""
@@ -82,12 +89,13 @@ class Products:
 
 @dataclass(frozen=True, slots=True)
 class FusedCalls:
-    """Measured calls of fused attention: FLOPs, keys of a sequence, width of a head, and seconds."""
+    """Measured calls of fused attention: FLOPs, keys of a sequence, width of a head, rows of queries, seconds."""
 
     flops: Vector
     seq: Vector
     head_dim: Vector
     seconds: Vector
+    queries: Vector | None = None
 
 
 def nelder_mead(loss: Callable[[Vector], float], start: Vector, *, iterations: int = 800) -> Vector:
@@ -247,6 +255,47 @@ def _attention_s(calls: FusedCalls, curve: AttentionCurve) -> Vector:
             for flops, seq, width in zip(calls.flops, calls.seq, calls.head_dim, strict=True)
         ]
     )
+
+
+def fit_attention_tiles(calls: FusedCalls, *, flops_per_pair: float) -> tuple[AttentionTiles, Fit] | None:
+    """The curve through fused attention by width of heads; None where no width has enough calls."""
+    widths = [
+        float(width)
+        for width in np.unique(calls.head_dim)
+        if np.sum(calls.head_dim == width) >= LEAST_CALLS_OF_A_WIDTH
+    ]
+    if not widths or calls.queries is None:
+        return None
+    found = [_tiles_of_width(calls, width, flops_per_pair) for width in widths]
+    columns = np.array([point for point, _, _ in found])
+    curve = AttentionTiles(
+        tuple(int(width) for width in widths),
+        fixed_s=tuple(map(float, columns[:, 0])),
+        flops_per_s=tuple(float(1.0 / max(value, 1e-18)) for value in columns[:, 1]),
+        diagonal=tuple(float(diagonal) for _, diagonal, _ in found),
+        query_s=tuple(map(float, columns[:, 2])),
+        key_s=tuple(map(float, columns[:, 3])),
+        flops_per_pair=flops_per_pair,
+        source="",
+    )
+    error = np.concatenate([each for _, _, each in found])
+    return curve, Fit(len(error), float(np.median(error)), float(np.percentile(error, 90)))
+
+
+def _tiles_of_width(calls: FusedCalls, width: float, flops_per_pair: float) -> tuple[Vector, float, Vector]:
+    """(coefficients of 1, FLOPs, queries and keys; diagonal; errors) of the calls of one width."""
+    assert calls.queries is not None
+    chosen = calls.head_dim == width
+    flops, seq, queries = calls.flops[chosen], calls.seq[chosen], calls.queries[chosen]
+    seconds = calls.seconds[chosen]
+    is_causal = flops < CAUSAL_SHARE * flops_per_pair * width * queries * seq
+    tried = []
+    for diagonal in DIAGONALS:
+        whole = flops * (1.0 + np.where(is_causal, diagonal / seq, 0.0))
+        columns = np.stack([np.ones_like(flops), whole, queries, seq], axis=1)
+        point = fit_line(columns, seconds)
+        tried.append((point, diagonal, np.abs(columns @ point / seconds - 1.0)))
+    return min(tried, key=lambda each: float(np.mean(each[2])))
 
 
 def fit_collective(wire_bytes: Vector, seconds: Vector) -> tuple[Vector, Fit]:

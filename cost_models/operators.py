@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cost_models.curves import AttentionCurve, MatmulCurve, MemoryCurve
+from cost_models.curves import MatmulCurve, MemoryCurve
 from cost_models.device import Device
 from cost_models.dtypes import dtype_bytes
 
@@ -24,11 +24,16 @@ FAMILIES = (
     "embedding_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "strided",
+    "join",
     "copy",
     "optimizer",
     "free",
 )
-"""``activation``: GELU and other pointwise functions with real arithmetic; ``free``: views and metadata."""
+"""``log_softmax``: a loss run operator by operator; ``strided``: pointwise on a broadcast tensor or on mixed
+dtypes, operator by operator; ``join``: so are parts joined; ``activation``: GELU and other pointwise functions with real arithmetic; ``free``: views and metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Work:
     seq: int = 0
     """Attention: number of keys; unknown when 0."""
     head_dim: int = 0
+    queries: int = 0
+    """Attention: rows of queries of all heads; unknown when 0."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -134,13 +141,15 @@ def _product_shape(work: Work) -> tuple[int, int, int]:
 
 
 def _attention_price(work: Work, device: Device) -> Price:
-    curve: AttentionCurve | None = device.attention.get(work.family)
+    curve = device.attention.get(work.family)
     is_sixteen_bit = work.dtype in ("bfloat16", "float16")
     if curve is None or not (is_sixteen_bit or device.kind == "cpu"):
         return _roofline_price(work, device)
     head_dim = work.head_dim or curve.head_dim
     seq = work.seq or round(curve.seq[0])
-    fused_s = curve.seconds(work.flops, seq=seq, head_dim=head_dim, kernels=work.kernels)
+    fused_s = curve.seconds(
+        work.flops, seq=seq, head_dim=head_dim, kernels=work.kernels, queries=work.queries
+    )
     memory_s = work.moved_bytes / device.memory_bytes_per_s
     return Price(max(fused_s, memory_s), "fitted")
 

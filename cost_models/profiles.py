@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cost_models.curves import AttentionCurve, CollectiveCurve, MatmulCurve, MemoryCurve
+from cost_models.curves import AttentionCurve, AttentionTiles, CollectiveCurve, MatmulCurve, MemoryCurve
 from cost_models.device import Device
 from cost_models.topology import Link
 
@@ -139,7 +139,9 @@ def _matmul(entry: Mapping[str, Any]) -> MatmulCurve:
     return MatmulCurve(**(fields | {"tiles": tuple((rows, columns) for rows, columns in entry["tiles"])}))
 
 
-def _attention(entry: Mapping[str, Any]) -> AttentionCurve:
+def _attention(entry: Mapping[str, Any]) -> AttentionCurve | AttentionTiles:
+    if "flops_per_pair" in entry:
+        return AttentionTiles(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
     fields = {"seq": tuple(entry["seq"]), "flops_per_s": tuple(entry["flops_per_s"])}
     return AttentionCurve(**(dict(entry) | fields))
 

@@ -172,6 +172,7 @@ def attention_work(block: BlockShape, kernels: Kernels, *, is_backward: bool = F
             heads=heads,
             seq=block.seq,
             head_dim=block.shape.head_dim,
+            queries=block.tokens * heads,
         )
     ]
 

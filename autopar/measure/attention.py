@@ -115,4 +115,5 @@ def work_of(family: str, dtype: str, shape: AttentionShape, times: float) -> Wor
         heads=shape.heads,
         seq=shape.seq,
         head_dim=shape.head_dim,
+        queries=shape.heads * shape.seq,
     )

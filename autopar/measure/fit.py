@@ -15,7 +15,8 @@ import numpy as np
 from autopar.measure.collectives import by_collective
 from autopar.measure.host import CHAINS, EAGER
 from autopar.measure.readings import DeviceFacts, HostReading, LinkReading, OperatorReading, Readings
-from cost_models.curves import AttentionCurve, CollectiveCurve, MatmulCurve, MemoryCurve
+from autopar.measure.sustained import SUSTAINED
+from cost_models.curves import AttentionCurve, AttentionTiles, CollectiveCurve, MatmulCurve, MemoryCurve
 from cost_models.device import Device
 from cost_models.dtypes import dtype_bytes
 from cost_models.fitting import (
@@ -24,6 +25,7 @@ from cost_models.fitting import (
     Products,
     Vector,
     fit_attention,
+    fit_attention_tiles,
     fit_collective,
     fit_line,
     fit_matmul,
@@ -38,6 +40,10 @@ EMPTY_KERNEL = "empty kernel"
 """Name of the reading of an almost empty kernel in a filled queue."""
 CPU_TILES = ((8, 8),)
 LEAST_READINGS = 2
+SIZES = 3
+"""Sizes of products for which the loss inside a step is kept."""
+FLOPS_PER_PAIR = {"attention": 4.0, "attention_backward": 10.0}
+"""Two products forward, five backward."""
 LEAST_BEYOND_CACHES_BYTES = 2**27
 """Moved bytes from which on a GPU's caches do not make a kernel look faster than its memory."""
 ASSUMED_LINK = Link("unknown", 1e-5, 1e10, "assumed: neither measured nor known for this device")
@@ -171,7 +177,8 @@ def _matmul_curves(
     facts = readings.facts
     tiles = GPU_TILES if facts.kind == "cuda" else CPU_TILES
     curves = {}
-    for dtype, chosen in _grouped(readings.operators, lambda reading: reading.work.dtype, "matmul").items():
+    single = [reading for reading in readings.operators if not reading.name.startswith(SUSTAINED)]
+    for dtype, chosen in _grouped(single, lambda reading: reading.work.dtype, "matmul").items():
         if len(chosen) <= 4 + len(tiles):
             continue
         curve, fit = fit_matmul(
@@ -181,8 +188,32 @@ def _matmul_curves(
             peak_flops_per_s=peaks[dtype],
             memory_bytes_per_s=bandwidth,
         )
-        curves[dtype] = replace(curve, source=f"{facts.source}, inside other work: {fit}")
+        curve = replace(curve, source=f"{facts.source}, inside other work: {fit}")
+        curves[dtype] = _settled(curve, dtype, readings)
     return curves
+
+
+def _settled(curve: MatmulCurve, dtype: str, readings: Readings) -> MatmulCurve:
+    """The curve with what products lose when power and clocks have settled, by size."""
+    chosen = sorted(
+        (r for r in readings.operators if r.name.startswith(SUSTAINED) and r.work.dtype == dtype),
+        key=lambda reading: reading.work.flops,
+    )
+    if len(chosen) < 2 * SIZES:
+        return curve
+    groups = [chosen[at * len(chosen) // SIZES : (at + 1) * len(chosen) // SIZES] for at in range(SIZES)]
+    ratios = [statistics.median(_ratio(reading, curve) for reading in group) for group in groups]
+    return replace(
+        curve,
+        step_slowdown_flops=tuple(statistics.median(r.work.flops for r in group) for group in groups),
+        step_slowdown=tuple(max(ratio, 1.0) for ratio in ratios),
+        source=f"{curve.source}; step_slowdown: {len(chosen)} products for seconds without a pause",
+    )
+
+
+def _ratio(reading: OperatorReading, curve: MatmulCurve) -> float:
+    work = reading.work
+    return reading.seconds / curve.burst_s(work.m, work.n, work.k, batch=work.batch)
 
 
 def _products(readings: Sequence[OperatorReading], dtype: str) -> Products:
@@ -193,8 +224,8 @@ def _products(readings: Sequence[OperatorReading], dtype: str) -> Products:
     return Products(column("m"), column("n"), column("k"), seconds, column("batch"), dtype_bytes(dtype))
 
 
-def _attention_curves(readings: Readings) -> dict[str, AttentionCurve]:
-    curves = {}
+def _attention_curves(readings: Readings) -> dict[str, AttentionCurve | AttentionTiles]:
+    curves: dict[str, AttentionCurve | AttentionTiles] = {}
     for family in ("attention", "attention_backward"):
         chosen = [reading for reading in readings.operators if reading.work.family == family]
         if len(chosen) >= LEAST_READINGS:
@@ -204,8 +235,13 @@ def _attention_curves(readings: Readings) -> dict[str, AttentionCurve]:
                 np.array([float(work.seq) for work in works]),
                 np.array([float(work.head_dim) for work in works]),
                 np.array([reading.seconds for reading in chosen]),
+                np.array([float(work.queries or work.heads * work.seq) for work in works]),
             )
-            curve, fit = fit_attention(calls)
+            pairs = FLOPS_PER_PAIR[family]
+            tiles = (
+                fit_attention_tiles(calls, flops_per_pair=pairs) if readings.facts.kind == "cuda" else None
+            )
+            curve, fit = tiles or fit_attention(calls)
             curves[family] = replace(curve, source=f"{readings.facts.source}, inside other work: {fit}")
     return curves
 

@@ -17,6 +17,7 @@ from autopar.measure.cases import Case
 from autopar.measure.clock import Budget, Clock, CudaClock, clock_for, measure_cases
 from autopar.measure.collectives import LinkOutcome, group_sizes, measure_links
 from autopar.measure.fit import EMPTY_KERNEL, fit_profile
+from autopar.measure.eager import eager_cases
 from autopar.measure.host import host_readings
 from autopar.measure.losses import end_cases
 from autopar.measure.matmul import linear_cases
@@ -31,6 +32,7 @@ from autopar.measure.readings import (
     Skipped,
 )
 from autopar.torch_private import recompilations_allowed
+from autopar.measure.sustained import sustained_readings
 from cost_models.operators import Work
 from cost_models.profile_text import format_profile
 from cost_models.profiles import Profile, builtin_profile, profile_names
@@ -132,6 +134,7 @@ class _Session:
 
     def run(self) -> Readings:
         self._measure_host()
+        self.operators += sustained_readings(self.device, is_quick=self.options.is_quick)
         clock = clock_for(self.device)
         if isinstance(clock, CudaClock):
             self._keep_empty_kernel(clock)
@@ -157,6 +160,7 @@ class _Session:
         yield "matrix products float32", linear_cases(device, "float32", is_quick=is_quick)
         yield "loss and embedding", end_cases(device, is_quick=is_quick)
         yield "memory-bound kernels", memory_cases(device, is_quick=is_quick)
+        yield "operator by operator", eager_cases(device, is_quick=is_quick)
 
     def _measure(self, family: str, cases: list[Case], clock: Clock) -> None:
         rounds = QUICK_ROUNDS if self.options.is_quick else ROUNDS

@@ -22,6 +22,7 @@ __all__ = ["Fusion"]
 
 _PASSES_GRADIENT = ("aten.add.Tensor", "aten.sub.Tensor")
 """The gradient of an operand of the result's shape and dtype is that of the result: no kernel."""
+_JOINS = ("aten.cat.default", "aten.concat.default", "aten.stack.default")
 _RANK = ("free", "copy", "elementwise", "reduction", "activation", "norm", "cross_entropy")
 """Families from the least to the most telling one of a group."""
 
@@ -73,7 +74,7 @@ class Fusion:
         made = tuple(position for position, value in enumerate(call.results) if value is not None)
         has_backward = bool(trained) and not all(self._passes(Place(place, p)) for p in trained)
         return Traffic(
-            self.flow.families[place],
+            self._own_family(place),
             reads=operands,
             writes=made,
             kernels=1,
@@ -88,6 +89,17 @@ class Fusion:
             runs_again=place in self.kept.run_again,
             casts_again=self._casts_again,
         )
+
+    def _own_family(self, place: int) -> str:
+        """Of a call with a kernel of its own: what is slow unless it is compiled has a family of its own."""
+        family, call = self.flow.families[place], self.flow.calls[place]
+        if family == "cross_entropy":
+            return "log_softmax"
+        if call.operator.target in _JOINS:
+            return "join"
+        shapes = {value.shape for value in call.operands}
+        is_mixed = len(shapes) > 1 and len({value.dtype for value in (*call.operands, call.result)}) > 1
+        return "strided" if family == "elementwise" and is_mixed else family
 
     def _trained_operands(self, place: int) -> tuple[int, ...]:
         call = self.flow.calls[place]
@@ -197,6 +209,10 @@ class Fusion:
         known = [family for family in families if family in _RANK]
         return max(known, key=_RANK.index, default="elementwise")
 
+    def _joins(self, group: int) -> bool:
+        """True where the group joins parts of a tensor that others made."""
+        return any(self.flow.calls[place].operator.target in _JOINS for place in self.members[group])
+
     def _is_inside(self, storage: str, group: int) -> bool:
         place = self.flow.maker.get(storage)
         return place is not None and self.is_fusible(place) and self.groups[place] == group
@@ -239,6 +255,7 @@ class Fusion:
                 (p.operand, count) for p, count in backward.others.items() if p.call == place
             ),
             backward_kernels=int(is_last and bool(backward.writes)),
+            copied=tuple(p.operand for p in backward.writes if p.call == place and self._joins(group)),
             weights=self._weights(place),
             runs_again=place in self.kept.run_again,
             casts_again=self._casts_again,

@@ -18,7 +18,11 @@ Shape = tuple[int, ...]
 
 RESTING_BYTES = 4
 """Parameters rest in float32."""
-_BACKWARD = {"norm": "norm_backward", "cross_entropy": "cross_entropy_backward"}
+_BACKWARD = {
+    "norm": "norm_backward",
+    "cross_entropy": "cross_entropy_backward",
+    "log_softmax": "log_softmax_backward",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,9 @@ class _Local:
     def _forward(self) -> list[Work]:
         if self.traffic.family in ("matmul", "attention"):
             return [works(self.call, self.operands, self.results)[0]]
+        if self.traffic.family == "log_softmax":
+            logits = self.operand_bytes(0)
+            return [Work("log_softmax", 0.0, logits, logits, self.call.operands[0].dtype)]
         if self.traffic.family == "embedding":
             rows = self.result_bytes(0)
             return [Work("embedding", 0.0, rows, rows, self.call.result.dtype)]
@@ -96,6 +103,11 @@ class _Local:
             case "attention":
                 backward = works(self.call, self.operands, self.results)[1]
                 return [backward] if backward is not None else []
+            case "log_softmax":
+                logits = self.operand_bytes(0)
+                return [
+                    Work("log_softmax_backward", 0.0, 2 * logits, 2 * logits, self.call.operands[0].dtype)
+                ]
             case "embedding":
                 rows, table = self.result_bytes(0), self.operand_bytes(0)
                 return [Work("embedding_backward", 0.0, 2 * rows, table + rows, self.call.result.dtype)]
@@ -130,5 +142,8 @@ class _Local:
             elements = prod(self.operands[position])
             wide = dtype_bytes(dtype) * elements
             yield Work("copy", 0.0, wide, self.operand_bytes(position), dtype)
+        for position in self.traffic.copied:
+            size = self.operand_bytes(position)
+            yield Work("copy", 0.0, size, size, dtype)
         if self.traffic.summed_bias and self.call.operands[1].requires_grad:
             yield Work("reduction", 0.0, self.result_bytes(0), 0.0, dtype)

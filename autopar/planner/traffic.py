@@ -37,6 +37,8 @@ class Traffic:
     """(operand, additions of two pieces of its gradient that are kernels of their own)."""
     narrowed: tuple[int, ...] = ()
     """Operands whose gradient is made in the result's wider dtype and cast in a kernel of its own."""
+    copied: tuple[int, ...] = ()
+    """Operands whose gradient is laid out anew after it is made: where parts are joined before a product."""
     summed_bias: bool = False
     """The result's gradient is summed over all rows, for a bias."""
     weights: tuple[int, ...] = ()

@@ -178,6 +178,7 @@ def _attention_works(
             heads=heads,
             seq=keys[-2],
             head_dim=query[-1],
+            queries=heads * query[-2],
         )
 
     return work("attention", 1.0), work("attention_backward", 2.5) if needs_gradient else None
