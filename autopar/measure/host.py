@@ -18,11 +18,13 @@ from torch.nn import functional as F
 from autopar.measure.readings import HostReading
 from autopar.models.llama import LlamaBlock, LlamaConfig, rotations
 
-__all__ = ["CHAINS", "EAGER", "host_readings"]
+__all__ = ["BLOCKS", "CHAINS", "EAGER", "host_readings"]
 
 EAGER = "eager chain"
 """Name of the reading of operators issued one by one, forward and backward."""
 CHAINS = ("compiled chain forward", "compiled chain backward")
+BLOCKS = ("compiled Llama block forward", "compiled Llama block backward")
+"""Names of the readings of a compiled block; their ``operators`` are kernels, counted by the profiler."""
 LENGTHS = (4, 16)
 """Units (a linear layer and a GELU) of the compiled chains: their difference is the cost of kernels."""
 CALLS = 10
@@ -89,11 +91,39 @@ def _blocks(device: torch.device, samples: int) -> list[HostReading]:
                 return function(x, cos, sin)
 
         forward, backward = _forward_backward(device, run, block, samples)
+        kernels = _kernels(run, tuple(block.parameters()))
         readings += [
-            _reading(f"{name} Llama block forward", 1, forward),
-            _reading(f"{name} Llama block backward", 1, backward),
+            _reading(f"{name} Llama block forward", kernels[0], forward),
+            _reading(f"{name} Llama block backward", kernels[1], backward),
         ]
     return readings
+
+
+def _kernels(function: Callable[[], Tensor], weights: tuple[Tensor, ...]) -> tuple[int, int]:
+    """Kernels that the profiler sees in one forward and one backward; at least 1 each."""
+    with _profile() as ahead:
+        result = function()
+        torch.cuda.synchronize()
+    with _profile() as behind:
+        torch.autograd.grad(result, weights, torch.ones_like(result))
+        torch.cuda.synchronize()
+    return _count(ahead), _count(behind)
+
+
+def _profile() -> torch.profiler.profile:
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+
+
+def _count(profile: torch.profiler.profile) -> int:
+    """Kernels on the device; calls of the driver and memory operations are none."""
+    host_calls = ("cu", "Mem", "Activity", "Command", "Torch-Compiled", "## ")
+    names = [(row.key, row.count) for row in profile.key_averages()]
+    is_kernel = [
+        count
+        for name, count in names
+        if not name.startswith(host_calls) or name.startswith(("cudnn", "cutlass"))
+    ]
+    return max(sum(is_kernel), 1)
 
 
 def _forward_backward(

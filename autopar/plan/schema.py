@@ -206,6 +206,11 @@ class PredictedEntry(_Entry, frozen=True):
     bubble_fraction: float
     memory: list[MemoryEntry]
     """By stage."""
+    step_time_low_s: float = 0.0
+    step_time_high_s: float = 0.0
+    """Between these, by how fast the host issues the step; equal to ``step_time_s`` where it never limits."""
+    limit: str = ""
+    """``host`` where the device is expected to wait for the host, else ``device``."""
 
 
 class CandidateEntry(_Entry, frozen=True):

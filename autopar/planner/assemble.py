@@ -28,6 +28,7 @@ from autopar.plan.schema import (
     TrainingEntry,
 )
 from autopar.plan.text import write_argument, write_tensor
+from autopar.planner.host import HostTime, step_range_s
 from autopar.planner.memory import Memory
 from autopar.planner.realize import Realized
 from autopar.planner.search import Found, Tried
@@ -289,6 +290,8 @@ def predicted_entry(
     """What the plan promises; ``outcome`` is the seconds of a step, or a pipeline's stages."""
     staged = outcome if isinstance(outcome, Staged) else None
     step_s = outcome.step_s if isinstance(outcome, Staged) else outcome
+    device_s, host = step_s, realized.host if staged is None else HostTime(0.0, 0.0, 0.0)
+    low_s, step_s, high_s = step_range_s(device_s, host)
     bubble = staged.bubble_fraction if staged else 0.0
     ranks = len(staged.memory) if staged else 1
     dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(training.precision, "float32")
@@ -299,10 +302,13 @@ def predicted_entry(
         mfu=flops / (step_s * cluster.devices * cluster.device.peak(dtype)) if step_s else 0.0,
         peak_memory_bytes=staged.peak if staged else realized.memory.allocated,
         exposed_communication_s=max(
-            0.0, step_s * (1.0 - bubble) - (realized.operator_s + optimizer_s) / ranks
+            0.0, device_s * (1.0 - bubble) - (realized.operator_s + optimizer_s) / ranks
         ),
         bubble_fraction=bubble,
         memory=[_memory_entry(memory) for memory in (staged.memory if staged else (realized.memory,))],
+        step_time_low_s=low_s,
+        step_time_high_s=high_s,
+        limit="host" if host.limits(device_s) else "device",
     )
 
 

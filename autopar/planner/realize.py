@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autopar.capture.graph import Graph
 from autopar.errors import PlanError
 from autopar.planner.decisions import Decisions
+from autopar.planner.host import HostTime, host_time
 from autopar.planner.memory import (
     OPTIMIZER_BYTES,
     PARAMETER_BYTES,
@@ -44,6 +45,8 @@ class Realized:
     """All conversions of a step."""
     memory: Memory
     """Of every device: they all do the same."""
+    host: HostTime = field(default_factory=lambda: HostTime(0.0, 0.0, 0.0))
+    """What one process takes to issue a step."""
 
     @property
     def objective_s(self) -> float:
@@ -102,6 +105,13 @@ def realize(
         * sum(counts[type_name] * price.seconds for (type_name, _), price in operators.items()),
         sum(conversion.seconds for conversion in conversions),
         memory,
+        host_time(
+            graph,
+            types,
+            prices,
+            parameters=sum(len(group.names) for group in groups if group.value.requires_grad),
+            collectives=sum(2 * tensor.count * len(tensor.steps) for tensor in conversions),
+        ),
     )
 
 
