@@ -76,6 +76,8 @@ CONFIGURATIONS = (
     Configuration("llama-370m-128k", 16, 1024),
     Configuration("llama-110m", 16, 1024),
     Configuration("llama-370m", 4, 512),
+    Configuration("llama:layers=20,hidden=1536,heads=12,kv_heads=4,ffn=4096,vocab=64000", 6, 2048),
+    Configuration("gpt:layers=36,hidden=1280,heads=20,vocab=50257", 6, 1024),
     Configuration("llama-1.1b", 4, 2048, recompute="selective"),
     Configuration("llama-1.1b", 4, 2048, recompute="full"),
     Configuration("llama-1.1b", 4, 2048, is_compiled=False),
@@ -245,7 +247,7 @@ def run(options: argparse.Namespace) -> None:
 
 def tiny(configuration: Configuration) -> Configuration:
     """The same on a model of next to nothing, to try the script."""
-    family = SIZES[configuration.model].family
+    family = configuration.source.partition(":")[0]
     source = f"{family}:layers=2,hidden=64,heads=4,vocab=256"
     return Configuration(
         source, 2, 64, configuration.is_compiled, configuration.recompute, configuration.precision
