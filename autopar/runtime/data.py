@@ -16,10 +16,21 @@ from autopar.runtime.identity import Holder, holders, replace
 from autopar.runtime.mesh import Mesh
 from autopar.torch_private import add_axis_of_one, adopt_parameters, flatten_axes, join_axes
 
-__all__ = ["data_parts", "end_step_at", "hold_at", "keeps_gradients_whole", "reduce_at", "rest", "shard_data"]
+__all__ = [
+    "computes_in",
+    "data_parts",
+    "end_step_at",
+    "hold_at",
+    "keeps_gradients_whole",
+    "reduce_at",
+    "rest",
+    "shard_data",
+]
 
 LEVEL = "_autopar_zero"
 """Attribute of an FSDP2 module: its level, or ``WHOLE``."""
+COMPUTE_DTYPE = "_autopar_compute_dtype"
+"""Attribute of the root: what ``shard_data`` was told."""
 WHOLE = 0
 """No axis shards the parameters: FSDP2 copies them for use and sums gradients over ranks that hold the same."""
 
@@ -58,6 +69,7 @@ def shard_data(
 
     Raises ValueError for a level that is not 1, 2 or 3.
     """
+    setattr(module, COMPUTE_DTYPE, compute_dtype)
     replicate, shard = mesh.wide(replicate_axes), mesh.wide(shard_axes)
     if not replicate and not shard:
         return
@@ -89,6 +101,11 @@ def shard_data(
             adopt_parameters(part)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
+
+
+def computes_in(module: nn.Module) -> torch.dtype:
+    """The type in which a module computes, as ``shard_data`` was told; float32 where it was not called."""
+    return getattr(module, COMPUTE_DTYPE, torch.float32)
 
 
 def _is_all_elsewhere(block: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from autopar.runtime.batch import Input, local_inputs, shard_inputs, slices
-from autopar.runtime.data import rest
+from autopar.runtime.data import computes_in, rest
 from autopar.runtime.gradients import LossScale
 from autopar.runtime.homes import Homes
 from autopar.runtime.joins import as_outputs
@@ -24,6 +24,9 @@ from autopar.runtime.state import Orders, clip_grad_norm, full_gradients, whole_
 from autopar.torch_private import read_structure, rebuild
 
 __all__ = ["Running", "train_on_random_data"]
+
+FIRST_SCALE = 2.0**16
+"""The first scale of ``torch.amp.GradScaler``."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ class Running:
     """``counts(axes, *inputs)``: numbers of one microbatch, whose sums every microbatch's forward reads last."""
     pipeline: Pipeline | None = field(default=None, repr=False, kw_only=True)
     """The stages, where there are several."""
-    loss_scale: float = field(default=1.0, kw_only=True)
-    """What the first backward starts from; later ones start from the gradient that last came into the loss."""
+    loss_scale: float | None = field(default=None, kw_only=True)
+    """What the first backward inside a call starts from; later ones start from the gradient that last came into the
+    loss. Left out, ``FIRST_SCALE`` for modules that compute in float16, 1 for others."""
     _scale: LossScale = field(init=False, repr=False, compare=False)
     homes: Homes | None = field(init=False, repr=False, compare=False)
     """Where parameters are, in a pipeline."""
@@ -55,12 +59,17 @@ class Running:
 
     def __post_init__(self) -> None:
         homes = Homes.from_records(self.pipeline.parameters, self.mesh) if self.pipeline else None
-        object.__setattr__(self, "_scale", LossScale(self.loss_scale))
+        object.__setattr__(self, "_scale", LossScale(self._first_scale()))
         object.__setattr__(self, "homes", homes)
         object.__setattr__(self, "_stages", None)
         if self.pipeline is not None and homes is not None:
             arguments = (self.module, self.mesh, self.pipeline, homes, self.microbatches, self.joins)
             object.__setattr__(self, "_stages", PipelineRun(*arguments))
+
+    def _first_scale(self) -> float:
+        if self.loss_scale is not None:
+            return self.loss_scale
+        return FIRST_SCALE if computes_in(self.module) is torch.float16 else 1.0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward. Raises ``PlanMismatchError`` for a batch that the plan was not made for.

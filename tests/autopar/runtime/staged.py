@@ -169,7 +169,7 @@ def staged(
     *,
     compile_forwards: bool = False,
     recompute: str | None = None,
-    loss_scale: float = 1.0,
+    loss_scale: float | None = None,
     **options: object,
 ) -> Running:
     """Put a plain model to work on stages."""

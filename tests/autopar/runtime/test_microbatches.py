@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -25,6 +26,7 @@ from autopar.runtime import (
     init_mesh,
     keep_identity,
     local,
+    shard_data,
     sum_gradient,
 )
 from autopar.runtime.batch import local_inputs
@@ -247,6 +249,52 @@ def test_a_model_without_a_loss_runs_forward_alone():
         embedded.sum().backward()
 
 
+def peak_saved(microbatches: int) -> int:
+    """The most bytes that autograd held at one time."""
+    _, running = pair({}, microbatches)
+    held, peak = [0], [0]
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+            held[0] += self.size
+            peak[0] = max(peak[0], held[0])
+
+        def __del__(self) -> None:
+            held[0] -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        loss = running(*batch(0))[0]
+    if microbatches > 1:
+        assert held[0] == 0, "nothing is held when the call is over"
+    del loss
+    return peak[0]
+
+
+def test_one_microbatch_holds_activations_at_a_time():
+    parameters = 8 * sum(p.numel() for p in Tiny().parameters())
+    assert peak_saved(8) < peak_saved(1) / 3 + 2 * parameters
+
+
+def test_a_loss_that_is_thrown_away_takes_its_gradients_along():
+    _, running = pair({}, 2)
+    loss = running(*batch(0))[0]
+    gradient = weakref.ref(loss.grad_fn.kept.gradients[0])
+    assert gradient() is not None
+    del loss
+    assert gradient() is None
+
+
+def test_a_forward_that_fails_leaves_gradients_as_they_were():
+    plain, running = pair({}, 2)
+    running(*batch(0))[0].backward()
+    plain(*batch(0))[0].backward()
+    bind(running.module, {"layers.2": lambda self, x: x.nothing}, running.mesh.axes)
+    with pytest.raises(AttributeError, match="nothing"):
+        running(*batch(1))
+    check_equal(running, plain)
+
+
 def test_hooks_see_each_gradient_once_and_whole():
     plain, running = pair({}, 4)
     seen = []
@@ -283,7 +331,9 @@ def test_float16_gradients_do_not_vanish():
     module = Small()
     bind(module, {"": forward}, {})
     inputs = [Input("0", (4, 2), torch.float32, "microbatch:S(0)")]
-    running = Running(module, init_mesh({}), inputs, "tensor", {}, 2, ("sum",), loss_scale=2.0**16)
+    mesh = init_mesh({}, "cpu")
+    shard_data(module, [], mesh, compute_dtype=torch.float16)
+    running = Running(module, mesh, inputs, "tensor", {}, 2, ("sum",))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     optimizer = torch.optim.SGD(module.parameters(), lr=2.0**24)
     for _ in range(2):
