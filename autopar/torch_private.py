@@ -99,6 +99,22 @@ def fake_mode() -> Any:
     return torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Return whether a tensor holds no memory (``torch._subclasses.fake_tensor.FakeTensor``)."""
+    return isinstance(tensor, torch._subclasses.fake_tensor.FakeTensor)
+
+
+def fake_like(tensor: Tensor) -> Tensor:
+    """Return a new leaf tensor of the shape, strides and kind of a fake one, under the same ``fake_mode``.
+
+    ``torch.export`` goes on with the mode of the tensors that it is given. Tried on 2.11 and 2.13.
+    """
+    assert isinstance(tensor, torch._subclasses.fake_tensor.FakeTensor)
+    with tensor.fake_mode:
+        fresh = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return fresh.requires_grad_(tensor.requires_grad)
+
+
 class PendingParameter(torch.Tensor):
     """A plain parameter that can become a DTensor and stay the same object.
 

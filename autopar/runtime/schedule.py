@@ -35,7 +35,7 @@ from autopar.runtime.data import (
 from autopar.runtime.gradients import KeptGradients, LossScale, set_aside
 from autopar.runtime.homes import Homes
 from autopar.runtime.identity import holders
-from autopar.runtime.joins import joined
+from autopar.runtime.joins import as_outputs, joined
 from autopar.runtime.mesh import PIPELINE, Mesh
 from autopar.runtime.microbatches import Microbatch, with_backward
 from autopar.runtime.pipeline import Pipeline
@@ -94,11 +94,16 @@ class PipelineRun:
         self.signatures: dict[bool, Any] = {}
 
     def _bind_stages(self, mesh: Mesh) -> None:
-        """Make the root's forward that of the stage whose number comes first."""
+        """Make the root's forward that of the stage whose number comes first.
+
+        A value that it passes on becomes its position among the arguments: FSDP2 has made the arguments views.
+        """
         stages = self.pipeline.stages
 
-        def forward(root: nn.Module, number: int, *values: Tensor) -> Any:
-            return stages[number].forward(root, *values)
+        def forward(root: nn.Module, number: int, *values: Tensor) -> tuple[Tensor | int, ...]:
+            outputs = as_outputs(stages[number].forward(root, *values))
+            places = {id(value): place for place, value in enumerate(values)}
+            return tuple(places.get(id(output), output) for output in outputs)
 
         bind(self.module, {"": forward}, mesh.axes)
 

@@ -20,7 +20,7 @@ from torch.distributed import ProcessGroup
 from autopar.errors import ModelError
 from autopar.runtime.gradients import LossScale
 from autopar.runtime.homes import is_elsewhere
-from autopar.runtime.joins import as_outputs, loss_position
+from autopar.runtime.joins import loss_position
 from autopar.runtime.microbatches import Microbatch, start_backward
 from autopar.runtime.pipeline import Stage, Wire
 from autopar.torch_private import StageBase, backward_for_inputs, backward_for_weights, is_view
@@ -76,8 +76,10 @@ class RunningStage(StageBase):
         received = self.received.get(fwd_chunk_id, ())
         for tensor, wire in zip(received, self.stage.receives, strict=True):
             tensor.requires_grad_(wire.requires_grad and self.has_backward)
-        read = [self.slices[fwd_chunk_id][position] for position in self.stage.reads]
-        outputs = as_outputs(nn.Module.__call__(self.module, self.stage_index, *received, *read))
+        read = (self.slices[fwd_chunk_id][position] for position in self.stage.reads)
+        given = (*received, *read)
+        made = nn.Module.__call__(self.module, self.stage_index, *given)
+        outputs = tuple(given[output] if isinstance(output, int) else output for output in made)
         if not self.has_backward:
             self.received.pop(fwd_chunk_id, None)
         if self.is_last:

@@ -1,6 +1,6 @@
 """A tied language model as a user writes it, and the stages that a generated program would hold for it.
 
-What a later stage needs from the batch is threaded through: whole numbers, and a mask of truth values.
+What a later stage needs is threaded through: an early activation, whole numbers, and a mask of truth values.
 """
 
 from __future__ import annotations
@@ -56,25 +56,28 @@ class Deep(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         x = self.embed(tokens) * self.scale + self.shift.sum(0)
-        keep = tokens % 3 != 0
+        keep, start = tokens % 3 != 0, x
         for block in self.layers:
             x = block(x) * keep.unsqueeze(-1)
-        logits = self.head(x + self.gain * self.again(tokens))
+        logits = self.head(x + start + self.gain * self.again(tokens))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), logits
 
 
-def first(self: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def first(self: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tp = self.axes["tp"]
     x = all_reduce(embedding(tokens, local(self.embed.weight), (tp,), VOCABULARY), tp) * self.scale
-    return x + local(self.shift).sum(0), tokens, tokens % 3 != 0
+    x = x + local(self.shift).sum(0)
+    return x, x, tokens, tokens % 3 != 0
 
 
-def last(self: nn.Module, x: Tensor, tokens: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def last(
+    self: nn.Module, x: Tensor, start: Tensor, tokens: Tensor, targets: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor]:
     tp, data = self.axes["tp"], [self.axes[name] for name in DATA_AXES]
     gain = local(self.gain)
     for axis in data:
         gain = sum_gradient(gain, axis)
-    x = x + gain * F.embedding(tokens, local(self.again.weight))
+    x = x + start + gain * F.embedding(tokens, local(self.again.weight))
     logits = F.linear(sum_gradient(x, tp), local(self.head.weight))
     loss = (
         cross_entropy(logits.flatten(0, 1), targets.flatten(), vocabulary_axes=(tp,), reduction="sum") / count
@@ -89,12 +92,12 @@ def stage(start: int, end: int, total: int):
 
     def run(self: nn.Module, *values: Tensor):
         if start == 0:
-            x, tokens, keep = first(self, values[0])
+            x, begin, tokens, keep = first(self, values[0])
         else:
-            x, tokens, keep, *_ = values
+            x, begin, tokens, keep, *_ = values
         for block in self.layers[start:end]:
             x = block(x) * keep.unsqueeze(-1)
-        return last(self, x, tokens, *values[-2:]) if end == total else (x, tokens, keep)
+        return last(self, x, begin, tokens, *values[-2:]) if end == total else (x, begin, tokens, keep)
 
     return run
 
@@ -137,6 +140,7 @@ def stages_of(model: nn.Module, count: int, rows: int, dtype: torch.dtype) -> li
     """``count`` stages whose microbatches have ``rows`` sequences on a rank."""
     total = len(model.layers)
     wires = (
+        Wire((rows, TOKENS, WIDTH), dtype),
         Wire((rows, TOKENS, WIDTH), dtype),
         Wire((rows, TOKENS), torch.int64, requires_grad=False),
         Wire((rows, TOKENS), torch.bool, requires_grad=False),
