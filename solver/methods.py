@@ -26,14 +26,17 @@ COST_TOLERANCE = 1e-6
 """Largest relative difference between a method's objective and the cost summed again from the choice."""
 
 
-def solve(problem: Problem, *, time_limit_s: float = 60.0, gap: float = 1e-6) -> Solution:
+def solve(
+    problem: Problem, *, time_limit_s: float = 60.0, gap: float = 1e-6, is_exact: bool = True
+) -> Solution:
     """The cheapest choice that fits, with a lower bound.
 
     ``optimal`` when proven to the relative ``gap``; ``feasible`` when the time ran out first; ``timed_out``
-    when it ran out before any choice was found, which says nothing about whether one exists.
+    when it ran out before any choice was found, which says nothing about whether one exists. Without
+    ``is_exact`` the best choice that prices on usage lead to is good enough, whatever its gap.
     """
     start_s = time.perf_counter()
-    found = solve_form(normal_form(problem), end_s=start_s + time_limit_s, gap=gap)
+    found = solve_form(normal_form(problem), end_s=start_s + time_limit_s, gap=gap, is_exact=is_exact)
     if found.status is Status.timed_out and (reduced := presolve(normal_form(problem), time_limit_s=0)):
         picks = solve_by_local_search(reduced.form, time_limit_s=LAST_RESORT_SHARE * time_limit_s)
         if picks is not None:

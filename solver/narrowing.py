@@ -39,20 +39,23 @@ PULP_TERMS = 20_000
 """Terms that PuLP spells out in about 0.2 s."""
 
 
-def solve_form(form: NormalForm, *, end_s: float, gap: float, cutoff: float = math.inf) -> Solution:
+def solve_form(
+    form: NormalForm, *, end_s: float, gap: float, cutoff: float = math.inf, is_exact: bool = True
+) -> Solution:
     """The best picks, ready at ``end_s`` on the ``perf_counter`` clock.
 
-    Choices that are not below ``cutoff`` need not be found, and the lower bound may be as low as that.
+    Choices that are not below ``cutoff`` need not be found, and the lower bound may be as low as that. Unless
+    ``is_exact``, the first picks that fit end the search.
     """
     reduced = presolve(form, time_limit_s=PRESOLVE_SHARE * _left_s(end_s))
     if reduced is None:
         return Solution.of(None, math.inf, math.inf, gap=gap, method="presolve")
-    found = _solve_reduced(reduced.form, end_s=end_s, gap=gap, cutoff=cutoff)
+    found = _solve_reduced(reduced.form, end_s=end_s, gap=gap, cutoff=cutoff, is_exact=is_exact)
     found = replace(found, lower_bound=max(found.lower_bound, min(found.cost, least_sum(reduced.form))))
     return found if found.choice is None else replace(found, choice=reduced.choice(found.choice))
 
 
-def _solve_reduced(form: NormalForm, *, end_s: float, gap: float, cutoff: float) -> Solution:
+def _solve_reduced(form: NormalForm, *, end_s: float, gap: float, cutoff: float, is_exact: bool) -> Solution:
     """The same for a form that presolve has been through."""
     if not form.costs:
         return Solution.of((), form.constant, form.constant, gap=gap, method="presolve")
@@ -63,6 +66,8 @@ def _solve_reduced(form: NormalForm, *, end_s: float, gap: float, cutoff: float)
     if not form.room.size or _is_settled(best, gap, cutoff):
         return best
     best = _cheaper(best, _mixed(form, priced, end_s=end_s, gap=gap), gap)
+    if not is_exact and best.choice is not None:
+        return best
     keep = _useful(form, priced, min(best.cost, cutoff))
     if _share(keep) > WORTHWHILE:
         rest = _by_ilp(form, best.choice, end_s=end_s, gap=gap)

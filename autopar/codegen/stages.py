@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from autopar.capture.graph import Graph, SegmentCall, Value
 from autopar.codegen.function import Function
 from autopar.codegen.root import RootWriter
-from autopar.codegen.text import identifier
+from autopar.codegen.text import identifier, quoted
 from autopar.shardings.placement import REPLICATE, Layout, local_shape
 from autopar.shardings.sharded import ShardedGraph, Stage
 
@@ -94,7 +94,7 @@ def stages_table(sharded: ShardedGraph, stages: Sequence[StageFunction]) -> str:
         lines += ["    Stage(", f"        {identifier(stage.function.name)}.forward,"]
         lines += [f"        {name}={text}," for name, text in details.items() if text != "()"]
         lines += ["    ),"]
-    lines += ["]", f'SCHEDULE = "{identifier(sharded.schedule.replace("-", "_")).replace("_", "-")}"']
+    lines += ["]", f"SCHEDULE = {quoted(sharded.schedule)}"]
     meaning = "What each stage reads of the batch, receives and sends on; and the order in which they run."
     return "\n".join([*lines, f'"""{meaning}"""']) + "\n"
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import prod
 
-from autopar.errors import PinError
 from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
 from autopar.planner.mesh import SHARD, MeshAxis
 from autopar.planner.pins import Pins
@@ -15,13 +14,8 @@ __all__ = [
     "Chain",
     "execution_chains",
     "microbatch_counts",
-    "pipeline_executions",
-    "stage_counts",
     "stage_levels",
 ]
-
-ROUNDS = (1, 2, 4, 8, 16)
-"""Microbatches per stage rank that are tried: more of them shrink the bubble and their products."""
 
 Chain = tuple[Execution, ...]
 """Executions that differ in the number of microbatches alone, ascending: ever leaner, ever slower."""
@@ -37,33 +31,6 @@ def execution_chains(
         for recompute in ((pins.recompute,) if pins.recompute else RECOMPUTE_LEVELS)
         for zero in _zero_levels(axes, pins)
     )
-
-
-def stage_counts(devices: int, calls: int, pins: Pins) -> Iterator[int]:
-    """Numbers of pipeline ranks to try: those that leave equal submeshes, and a segment for each."""
-    if pins.pp is not None:
-        if devices % pins.pp:
-            raise PinError(
-                f"pin pp={pins.pp}: {devices} devices do not divide into {pins.pp} equal submeshes."
-            )
-        yield pins.pp
-        return
-    yield 1
-
-
-def pipeline_executions(
-    axes: tuple[MeshAxis, ...], ranks: int, pins: Pins, batch: int, *, is_compiled: bool = False
-) -> Iterator[Execution]:
-    """Everything the pins allow on a mesh of one stage."""
-    counts = microbatch_counts(axes, pins, batch)
-    if pins.microbatch is None:
-        wanted = {rounds * ranks for rounds in ROUNDS} | {batch}
-        counts = tuple(count for count in counts if count in wanted)
-    has_shards = any(axis.kind == SHARD for axis in axes)
-    for count in counts:
-        for zero in ((pins.zero,) if pins.zero else (1, 3)) if has_shards else (0,):
-            for recompute in (pins.recompute,) if pins.recompute else RECOMPUTE_LEVELS:
-                yield Execution(is_compiled, recompute, count, zero, ranks)
 
 
 def stage_levels(execution: Execution, pins: Pins) -> tuple[str, ...]:

@@ -165,13 +165,19 @@ class Prices:
     def table(self, value: Value, layouts: frozenset[Layout]) -> ConversionTable:
         """Cheapest conversions of a value among the layouts that somebody yields or wants.
 
-        Paths may lead through a shard of any dim, so that they do not depend on who asks.
+        Paths may lead through a shard of any dim, on axes for the batch of dim 0, so that they do not depend on
+        who asks.
         """
-        shards = {placement for layout in layouts for placement in layout if placement.is_shard}
-        shards |= {
-            shard(dim) for dim, size in enumerate(value.shape) if any(size % n == 0 for n in self.sizes)
-        }
-        key = (value.shape, value.dtype, value.requires_grad, frozenset(shards))
+        shards = tuple(
+            frozenset(layout[position] for layout in layouts if layout[position].is_shard)
+            | frozenset(
+                shard(dim)
+                for dim, size in enumerate(value.shape)
+                if size % axis.size == 0 and (dim == 0 or not axis.role.startswith("dp_"))
+            )
+            for position, axis in enumerate(self.axes)
+        )
+        key = (value.shape, value.dtype, value.requires_grad, shards)
         if key not in self.known.tables:
             self.known.tables[key] = conversion_table(
                 value.shape,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from math import inf, prod
 
 from autopar.capture.biases import without_biases
 from autopar.capture.graph import Graph
@@ -15,13 +15,8 @@ from autopar.errors import InfeasiblePlanError, PinError
 from autopar.planner.decisions import decisions_of
 from autopar.planner.diagnosis import check_batch, check_idle, check_microbatch, nothing_fits
 from autopar.planner.execution import Execution
-from autopar.planner.executions import (
-    Chain,
-    execution_chains,
-    pipeline_executions,
-    stage_counts,
-    stage_levels,
-)
+from autopar.planner.estimate import Estimate, Estimator
+from autopar.planner.executions import Chain, execution_chains, stage_levels
 from autopar.planner.memory import device_overhead
 from autopar.planner.mesh import MeshAxis, candidate_meshes
 from autopar.planner.microbatches import Cut, batch_size, in_microbatches
@@ -31,6 +26,7 @@ from autopar.planner.pins import Pins
 from autopar.planner.prices import Known, Prices
 from autopar.planner.problem import solver_problem
 from autopar.planner.realize import Realized, realize
+from autopar.planner.shapes import Shape, shapes
 from autopar.planner.space import Keep, Space, search_space
 from autopar.planner.staging import Staged, Staging
 from autopar.planner.step import step_s
@@ -42,6 +38,14 @@ __all__ = ["Found", "Options", "Tried", "search"]
 TIGHTENINGS = 4
 """How often the limit on kept bytes is lowered until the whole peak fits."""
 UNLIMITED_BYTES = 2**62
+GAP = 1e-4
+"""Relative gap to which strategies are optimal where memory is no limit."""
+LIMITED_GAP = 0.005
+"""The same where it is one, and proofs are long."""
+PROMISING = 1.25
+"""Shapes whose estimate is further than this from the best plan are not planned exactly."""
+MOST_EXACT, MOST_TRIED = 10, 24
+"""Shapes that are planned exactly, once one fits and in all."""
 LEANER = 0.98
 """More microbatches must take less than this share of the memory of fewer, or still more are not tried."""
 
@@ -53,8 +57,8 @@ class Options:
     pins: Pins = field(default_factory=Pins)
     memory_bytes: int | None = None
     """Limit per device; the device's own capacity where None."""
-    time_limit_s: float = 120.0
-    """For one mesh."""
+    time_limit_s: float = 10.0
+    """For the strategies on one mesh."""
     keep: Keep | None = None
     """What the search may choose from, where that is not everything."""
     is_compiled: bool = False
@@ -127,6 +131,8 @@ class _Search:
     options: Options
     models: dict[int, Model | Cut] = field(default_factory=dict)
     """By number of microbatches."""
+    conversions: dict[object, tuple[dict, dict]] = field(default_factory=dict)  # type: ignore[type-arg]
+    """Tables and steps of conversions by what they depend on: sizes, roles and the place of the axes."""
     known: dict[tuple[int, tuple[int, ...], object], Known] = field(default_factory=dict)
     """Prices by number of microbatches, sizes of the mesh and what else they depend on."""
 
@@ -154,25 +160,44 @@ class _Search:
         return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
 
     def _candidates(self) -> Iterator[Tried]:
-        """The best plans of every number of stages and every mesh."""
-        pins, batch = self.options.pins, batch_size(self.graph)
-        for ranks in stage_counts(self.cluster.devices, len(self.whole.graph.calls), pins):
-            meshes = list(candidate_meshes(self.cluster.devices // ranks, pins))
-            check_microbatch(meshes, pins, batch)
-            for axes in meshes:
-                yield from self._on_mesh(axes) if ranks == 1 else self._on_stages(axes, ranks)
-
-    def _on_stages(self, axes: tuple[MeshAxis, ...], ranks: int) -> Iterator[Tried]:
-        """The best plan of every execution of a pipeline; stages choose how much they recompute."""
-        for execution in pipeline_executions(
-            axes, ranks, self.options.pins, batch_size(self.graph), is_compiled=self.options.is_compiled
-        ):
-            model = self._model(execution.microbatches)
-            if isinstance(model, Cut):
-                continue
-            found = _best_on(model, self._prices(axes, execution), self.limit, self.options)
-            if found is not None and self._is_as_pinned(found):
+        """The best plans of the shapes that look best; of every mesh, where the batch cannot be cut."""
+        best_s, count, is_any = inf, 0, False
+        for estimate in self._estimates():
+            is_promising = estimate.step_s <= PROMISING * best_s
+            if (best_s < inf and (count >= MOST_EXACT or not is_promising)) or count >= MOST_TRIED:
+                break
+            found = self._exactly(estimate.shape)
+            count += 1
+            if found is not None:
+                is_any = True
+                best_s = min(best_s, found.step_s if found.peak_bytes <= self.limit else inf)
                 yield found
+        is_uncut = any(isinstance(model, Cut) for model in self.models.values())
+        if (is_uncut or not is_any) and self.options.pins.pp in (None, 1):
+            meshes = list(candidate_meshes(self.cluster.devices, self.options.pins))
+            check_microbatch(meshes, self.options.pins, batch_size(self.graph))
+            for axes in meshes:
+                yield from self._on_mesh(axes)
+
+    def _estimates(self) -> list[Estimate]:
+        """What every shape would roughly take, the best first."""
+        batch = batch_size(self.graph)
+        blocks = sum(1 for call in self.whole.graph.calls if call.module) or 1
+        chains = shapes(self.cluster, batch, blocks, self.options.pins, is_compiled=self.options.is_compiled)
+        return Estimator(self.cluster, batch, self.limit, self._sliced).best(chains)
+
+    def _sliced(self, count: int) -> tuple[Graph, Mapping[str, PlannedType]] | Cut:
+        model = self._model(count)
+        return model if isinstance(model, Cut) else (model.graph, model.types)
+
+    def _exactly(self, shape: Shape) -> Tried | None:
+        """The best plan of a shape, every operator free; None where there is none as pinned."""
+        model = self._model(shape.execution.microbatches)
+        if isinstance(model, Cut):
+            return None
+        prices = self._prices(shape.axes(self.options.pins), shape.execution)
+        found = _best_on(model, prices, self.limit, self.options)
+        return found if found is not None and self._is_as_pinned(found) else None
 
     def _on_mesh(self, axes: tuple[MeshAxis, ...]) -> list[Tried]:
         """The best plan of every chain of executions; where one fits, leaner chains are slower."""
@@ -216,9 +241,13 @@ class _Search:
         key = (
             execution.microbatches,
             sizes,
-            (execution.is_compiled, execution.recompute, execution.stage_ranks),
+            (execution.is_compiled, execution.recompute, execution.stage_ranks, tuple(a.role for a in axes)),
         )
-        return Prices(self.cluster, axes, self.known.setdefault(key, Known()), execution)
+        if key not in self.known:
+            paths = (sizes, tuple(axis.role for axis in axes), execution.stage_ranks)
+            tables, steps = self.conversions.setdefault(paths, ({}, {}))
+            self.known[key] = Known(tables=tables, steps=steps)
+        return Prices(self.cluster, axes, self.known[key], execution)
 
     def _is_as_pinned(self, found: Tried) -> bool:
         """True when a data rank takes as many sequences at a time as the pins say."""
@@ -247,30 +276,30 @@ def _splits_an_axis(tried: Tried) -> bool:
 
 
 def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Tried | None:
-    """The best plan on one mesh; the leanest one where none fits."""
+    """The best plan on one mesh; the leanest one found where none fits."""
     space = search_space(model.graph, model.types, prices, options.keep)
+    solution = solve(solver_problem(space), time_limit_s=options.time_limit_s, gap=GAP)
+    found = [_tried(model, space, solution, limit, options.pins)] if solution.choice is not None else []
     allowance = limit - device_overhead(prices.cluster.device, len(prices.axes))
-    found = None
     for _ in range(TIGHTENINGS):
-        problem = solver_problem(space, float(max(allowance, 0)))
-        solution = solve(problem, time_limit_s=options.time_limit_s)
+        if not found or found[-1].peak_bytes <= limit or allowance <= 0:
+            break
+        problem = solver_problem(space, float(allowance))
+        solution = solve(problem, time_limit_s=options.time_limit_s, gap=LIMITED_GAP, is_exact=False)
         if solution.choice is None:
             break
-        found = _tried(model, space, solution, limit, options.pins)
-        excess = found.peak_bytes - limit
-        if excess <= 0:
-            return found
+        found.append(_tried(model, space, solution, limit, options.pins))
         # What is not kept (gathered parameters, temporaries) follows from the choice: make room for it.
         kept = evaluate(problem, solution.choice).peak_usage
-        allowance = math.floor(min(allowance, kept) - excess)
-        if allowance <= 0:
-            break
-    least_kept = smallest_usage(solver_problem(space), time_limit_s=options.time_limit_s)
-    leanest = _tried(model, space, least_kept, limit, options.pins) if least_kept.choice is not None else None
-    unlimited = solve(solver_problem(space), time_limit_s=options.time_limit_s)
-    fastest = _tried(model, space, unlimited, limit, options.pins) if unlimited.choice is not None else None
-    all_found = [each for each in (found, leanest, fastest) if each is not None]
-    return min(all_found, key=lambda each: each.peak_bytes, default=None)
+        allowance = math.floor(min(allowance, kept) - (found[-1].peak_bytes - limit))
+    return min(found, key=lambda each: (each.peak_bytes > limit, each.peak_bytes), default=None)
+
+
+def _leanest_on(model: Model, prices: Prices, limit: int, options: Options) -> Tried | None:
+    """A plan of least kept bytes, whatever it takes."""
+    space = search_space(model.graph, model.types, prices, options.keep)
+    solution = smallest_usage(solver_problem(space), time_limit_s=options.time_limit_s)
+    return None if solution.choice is None else _tried(model, space, solution, limit, options.pins)
 
 
 def _tried(model: Model, space: Space, solution: Solution, limit: int, pins: Pins) -> Tried:

@@ -7,7 +7,7 @@ all-reduce and an all-gather where that is cheaper, without anybody saying so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -86,17 +86,16 @@ def legal_steps(
     shape: tuple[int, ...],
     layout: Layout,
     sizes: tuple[int, ...],
-    alphabet: Iterable[Placement],
+    alphabets: Sequence[Iterable[Placement]],
     *,
     requires_grad: bool,
 ) -> list[tuple[Step, Layout]]:
-    """All single steps from ``layout`` to placements of ``alphabet``, each with the layout it leaves."""
+    """All single steps from ``layout`` to placements of each axis's alphabet, each with the layout it leaves."""
     found = []
-    targets = tuple(alphabet)
     for axis, source in enumerate(layout):
         if source.is_shard and not _is_innermost(layout, axis):
             continue
-        for target in targets:
+        for target in alphabets[axis]:
             collectives = _collectives(source, target)
             if collectives is None:
                 continue
@@ -154,18 +153,16 @@ StepPrice = Callable[[Step, int, int], float]
 def conversion_table(
     shape: tuple[int, ...],
     itemsize: int,
-    shards: Iterable[Placement],
+    shards: Sequence[Iterable[Placement]],
     sizes: tuple[int, ...],
     price: StepPrice,
     *,
     requires_grad: bool,
 ) -> ConversionTable:
-    """All cheapest conversions among the legal layouts made of ``shards``, replication and partial sums."""
+    """All cheapest conversions among the legal layouts made of each axis's ``shards``, replication and sums."""
     gradient_partial = [REPLICATE_PARTIAL] if requires_grad else []
-    alphabet = (REPLICATE, *gradient_partial, PARTIAL, *sorted(shards, key=str))
-    layouts = tuple(
-        layout for layout in product(alphabet, repeat=len(sizes)) if is_legal(shape, layout, sizes)
-    )
+    alphabets = [(REPLICATE, *gradient_partial, PARTIAL, *sorted(mine, key=str)) for mine in shards]
+    layouts = tuple(layout for layout in product(*alphabets) if is_legal(shape, layout, sizes))
     index = {layout: position for position, layout in enumerate(layouts)}
     count = len(layouts)
     seconds = np.full((count, count), np.inf)
@@ -174,7 +171,7 @@ def conversion_table(
     single: dict[tuple[int, int], Step] = {}
     local_bytes = [prod(local_shape(shape, layout, sizes)) * itemsize for layout in layouts]
     for here, layout in enumerate(layouts):
-        for step, after in legal_steps(shape, layout, sizes, alphabet, requires_grad=requires_grad):
+        for step, after in legal_steps(shape, layout, sizes, alphabets, requires_grad=requires_grad):
             there = index[after]
             seconds[here, there] = price(step, local_bytes[here], local_bytes[there])
             first_hop[here, there] = there

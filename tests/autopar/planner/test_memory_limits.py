@@ -12,7 +12,7 @@ MODEL = "gpt:layers=2,hidden=128,heads=4,vocab=512"
 
 
 def _peak(answer: Found) -> int:
-    return answer.best.realized.memory.peak
+    return answer.best.peak_bytes
 
 
 def _data_kinds(answer: Found) -> set[str]:
@@ -20,9 +20,9 @@ def _data_kinds(answer: Found) -> set[str]:
 
 
 def test_parameters_are_sharded_at_rest_when_replicas_do_not_fit() -> None:
-    free = found(MODEL, "cpu:2", "tp=1")
+    free = found(MODEL, "cpu:2", "tp=1,pp=1")
     assert _data_kinds(free) == {"replicate"}
-    tight = found(MODEL, "cpu:2", "tp=1", int(0.8 * _peak(free)))
+    tight = found(MODEL, "cpu:2", "tp=1,pp=1", int(0.8 * _peak(free)))
     assert _data_kinds(tight) == {"shard"}
     assert _peak(tight) < _peak(free)
     assert tight.best.step_s >= free.best.step_s
@@ -36,7 +36,7 @@ def test_a_plan_fits_its_limit(share: float) -> None:
     assert _peak(tight) <= limit
     assert tight.best.step_s >= free.best.step_s * (1 - 1e-9)
     for tried in tight.runner_ups:
-        assert tried.realized.memory.peak <= limit
+        assert tried.peak_bytes <= limit
 
 
 def test_tighter_limits_are_never_faster() -> None:

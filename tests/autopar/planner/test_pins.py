@@ -144,7 +144,6 @@ def test_pins_round_trip_as_text(text: str) -> None:
         ("tp=two", "whole number"),
         ("zero=4", "legal are 0"),
         ("tpp=2", "Did you mean 'tp'"),
-        ("pp=2", "pipeline stages"),
         ("microbatch=0", "whole number"),
         ("recompute=all", "legal are none, selective, full"),
     ],
@@ -158,7 +157,7 @@ def test_a_wrong_pin_is_named(text: str, message: str) -> None:
     ("pins", "error", "message"),
     [
         ("tp=3", PinError, "3 devices .* does not divide the cluster's 4"),
-        ("dp_replicate=2,dp_shard=1,cp=1,tp=1", PinError, "2 of 4 devices"),
+        ("dp_replicate=2,dp_shard=1,cp=1,tp=1,pp=1", PinError, "2 of 4 devices"),
         ("dp_shard=3", (PinError, InfeasiblePlanError), "3"),
     ],
 )

@@ -51,7 +51,7 @@ def _price(step: Step, before: int, after: int) -> float:
 
 
 def _table(sizes: tuple[int, ...], *, requires_grad: bool = True) -> ConversionTable:
-    return conversion_table(SHAPE, 8, SHARDS, sizes, _price, requires_grad=requires_grad)
+    return conversion_table(SHAPE, 8, (SHARDS,) * len(sizes), sizes, _price, requires_grad=requires_grad)
 
 
 def _convert(piece: Tensor, steps: Sequence[Step], axes: dict[str, Any]) -> Tensor:
@@ -171,7 +171,7 @@ def test_nothing_becomes_a_partial_sum_and_all_else_is_reachable(sizes: tuple[in
 def test_sum_over_two_axes_is_scattered_first() -> None:
     """An all-reduce over both axes moves more than a reduce-scatter, a smaller all-reduce and a gather."""
     shape = (2400, 1200)
-    table = conversion_table(shape, 8, SHARDS, (2, 3), _price, requires_grad=True)
+    table = conversion_table(shape, 8, (SHARDS,) * 2, (2, 3), _price, requires_grad=True)
     steps = table.path((PARTIAL, PARTIAL), (REPLICATE, REPLICATE))
     assert [step.forward for step in steps] == ["reduce_scatter", "all_reduce", "all_gather"]
     assert [step.axis for step in steps] == [0, 1, 0]

@@ -1,0 +1,142 @@
+"""Every way to split a cluster into pipeline, data, context and tensor ranks, with what it would roughly take.
+
+Data parallelism cuts the batch as microbatches do, only in space: so what a device computes depends on the tensor
+and context ranks and on how many sequences it takes at a time, and on nothing else. The strategies of operators
+are therefore worked out once for each of these few *kernels* (with the same integer program that plans are made
+of, a weight sharded wherever its sizes allow), and the thousands of ways to arrange them on a cluster are summed
+up in closed form. The best of them are then planned exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from autopar.errors import PinError
+from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
+from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
+from autopar.planner.pins import Pins
+from cost_models.cluster import Cluster
+
+__all__ = ["Chain", "Shape", "shapes"]
+
+ROUNDS = (1, 2, 4, 8, 16, 32)
+"""Microbatches per pipeline rank that are tried; powers of two without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Ranks of every kind, and the execution."""
+
+    pp: int
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+    execution: Execution
+
+    @property
+    def data_ranks(self) -> int:
+        return self.dp_replicate * self.dp_shard
+
+    def axes(self, pins: Pins) -> tuple[MeshAxis, ...]:
+        """The mesh of one stage, outermost axis first; on tensor ranks operators are free unless these are pinned."""
+        rests_sharded = self.dp_shard > 1 or self.execution.zero > 0
+        axes = (
+            MeshAxis(self.dp_replicate, REPLICATE, "dp_replicate"),
+            MeshAxis(self.dp_shard, SHARD, "dp_shard"),
+            MeshAxis(self.cp, SHARD if rests_sharded else REPLICATE, "cp"),
+            MeshAxis(self.tp, MODEL, "tp"),
+        )
+        return tuple(
+            axis if axis.role != "tp" or "tp" in pins.sizes else MeshAxis(axis.size, axis.kind)
+            for axis in axes
+            if axis.size > 1
+        )
+
+    def sequences(self, batch: int) -> int:
+        """Sequences that a device takes at a time."""
+        return batch // (self.data_ranks * self.execution.microbatches)
+
+
+Chain = tuple[Shape, ...]
+"""Shapes of the same ranks and microbatches, ever leaner and ever slower: once one fits, the others need not."""
+
+
+def shapes(cluster: Cluster, batch: int, blocks: int, pins: Pins, *, is_compiled: bool) -> Iterator[Chain]:
+    """Every shape that the pins allow: whole sequences for every device, at most a stage per block."""
+    levels = (pins.recompute,) if pins.recompute else RECOMPUTE_LEVELS
+    for pp, dp_replicate, dp_shard, cp, tp in _splits(cluster, batch, blocks, pins):
+        for count in _counts(batch // (dp_replicate * dp_shard), pp, pins):
+            for recompute in levels:
+                chain = tuple(
+                    Shape(
+                        pp, dp_replicate, dp_shard, cp, tp, Execution(is_compiled, recompute, count, zero, pp)
+                    )
+                    for zero in _zero_levels(dp_shard, cp, count, pins)
+                )
+                if chain:
+                    yield chain
+
+
+def _splits(
+    cluster: Cluster, batch: int, blocks: int, pins: Pins
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """(pp, dp_replicate, dp_shard, cp, tp) with the cluster's product."""
+    devices = cluster.devices
+    if pins.pp is not None and devices % pins.pp:
+        raise PinError(f"pin pp={pins.pp}: {devices} devices do not divide into {pins.pp} equal submeshes.")
+    for pp in _sizes(devices, pins.pp, most=blocks):
+        for tp in _sizes(devices // pp, pins.sizes.get("tp"), most=_widest(cluster)):
+            rest = devices // (pp * tp)
+            for cp in _context_sizes(rest, batch, pins):
+                for dp_shard in _sizes(rest // cp, pins.sizes.get("dp_shard"), most=rest):
+                    dp_replicate = rest // (cp * dp_shard)
+                    usual = 1 if pins.zero else dp_replicate
+                    is_as_pinned = dp_replicate == pins.sizes.get("dp_replicate", usual)
+                    if is_as_pinned and batch % (dp_replicate * dp_shard) == 0:
+                        yield pp, dp_replicate, dp_shard, cp, tp
+
+
+def _widest(cluster: Cluster) -> int:
+    """Tensor ranks stay within a node, unless nodes have one device."""
+    return max(cluster.devices_per_node, 8) if cluster.devices_per_node > 1 else cluster.devices
+
+
+def _context_sizes(ranks: int, batch: int, pins: Pins) -> Iterator[int]:
+    """As few context ranks as leave a sequence for every data rank, and twice as many; one where batches are large."""
+    if "cp" in pins.sizes:
+        yield from _sizes(ranks, pins.sizes["cp"], most=ranks)
+        return
+    legal = [size for size in range(1, ranks + 1) if ranks % size == 0 and batch % (ranks // size) == 0]
+    yield from legal[:2] if legal and legal[0] > 1 else legal[:1]
+
+
+def _sizes(devices: int, pinned: int | None, *, most: int) -> Iterator[int]:
+    if pinned is not None:
+        yield from (pinned,) if devices % pinned == 0 else ()
+        return
+    yield from (size for size in range(1, min(devices, max(most, 1)) + 1) if devices % size == 0)
+
+
+def _counts(sequences: int, pp: int, pins: Pins) -> list[int]:
+    """Numbers of microbatches that leave whole sequences, where a data rank has ``sequences`` in all."""
+    if pins.microbatch is not None:
+        return [sequences // pins.microbatch] if sequences % pins.microbatch == 0 else []
+    wanted = {rounds * pp for rounds in ROUNDS} | {sequences}
+    found = [count for count in range(1, sequences + 1) if sequences % count == 0]
+    if pp == 1:
+        return [count for count in found if count & (count - 1) == 0 or count == sequences]
+    return [count for count in found if count in wanted]
+
+
+def _zero_levels(dp_shard: int, cp: int, count: int, pins: Pins) -> tuple[int, ...]:
+    """Gathering once a step saves traffic over many microbatches, and holds whole parameters."""
+    if dp_shard == 1 and cp == 1:
+        return (0,) if not pins.zero else ()
+    levels = (1, 2, 3) if count > 1 else (2, 3)
+    if dp_shard == 1:
+        levels = (0, *levels)
+    return tuple(level for level in levels if pins.zero in (None, level)) or (
+        (pins.zero,) if pins.zero and count == 1 else ()
+    )
