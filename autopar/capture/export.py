@@ -17,7 +17,7 @@ from autopar.capture.stand_ins import stand_ins
 from autopar.errors import CaptureError
 from autopar.torch_private import write_structure
 
-__all__ = ["export", "output_tree"]
+__all__ = ["export", "output_tree", "ready"]
 
 
 def export(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
@@ -25,16 +25,23 @@ def export(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
 
     Raises CaptureError with the user's line when the forward cannot be exported.
     """
+    with ready(module, example) as fit:
+        try:
+            return torch.export.export(module, fit.args, fit.kwargs, strict=False)
+        except Exception as error:
+            raise CaptureError(_explain(module, error)) from error
+
+
+@contextmanager
+def ready(module: nn.Module, example: Example) -> Iterator[Example]:
+    """Puts a module into the state in which it is exported, and back; yields fitting inputs."""
     device = module_device(module)
     with ExitStack() as stack:
         stack.enter_context(_training(module))
         if device is not None and device.type == "meta":
             example = stack.enter_context(stand_ins(module, example))
         stack.enter_context(_quiet())
-        try:
-            return torch.export.export(module, example.args, example.kwargs, strict=False)
-        except Exception as error:
-            raise CaptureError(_explain(module, error)) from error
+        yield example
 
 
 @contextmanager
@@ -58,15 +65,20 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _training(module: nn.Module) -> Iterator[None]:
-    """Puts a module that is in eval mode into training mode; in one that trains, parts may stay in eval."""
-    modes = [(each, each.training) for each in module.modules()]
+    """Puts a module that is in eval mode into training mode; in one that trains, parts may stay in eval.
+
+    Afterwards the modules have the attributes that they had: a forward that keeps something on its module
+    would keep a tensor without values.
+    """
+    held = [(each, dict(vars(each))) for each in module.modules()]
     if not module.training:
         module.train()
     try:
         yield
     finally:
-        for each, training in modes:
-            each.training = training
+        for each, attributes in held:
+            vars(each).clear()
+            vars(each).update(attributes)
 
 
 def _explain(module: nn.Module, error: Exception) -> str:

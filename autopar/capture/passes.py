@@ -6,20 +6,21 @@ from typing import Any
 
 from torch import nn
 
-from autopar.capture.export import export, output_tree
 from autopar.capture.fold import Folder
 from autopar.capture.functional import make_functional
 from autopar.capture.gradients import cut_gradients
 from autopar.capture.graph import Graph, GraphInput, GraphParameter
-from autopar.capture.inputs import graph_inputs, prepare
+from autopar.capture.inputs import Example, graph_inputs, prepare
 from autopar.capture.masks import drop_constant_masks
 from autopar.capture.parameters import ParameterNames, list_parameters, merge_tied
 from autopar.capture.segments import Run, cut, repeated_blocks, repeated_calls
 from autopar.capture.simplify import copy_held_outputs, drop_identities, drop_unused
-from autopar.capture.trace import Call, Trace, trace_program
+from autopar.capture.splice import splice
+from autopar.capture.trace import Call, Trace
+from autopar.capture.traced import Traced, trace_once, trace_whole
 from autopar.capture.wiring import wire
 
-__all__ = ["capture"]
+__all__ = ["capture", "graph_of"]
 
 
 def capture(module: nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Graph:
@@ -32,11 +33,21 @@ def capture(module: nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any
     Raises CaptureError where the forward cannot become a graph, and names the user's line.
     """
     example = prepare(module, args, kwargs or {})
-    program = export(module, example)
-    trace = trace_program(program)
+    traced = trace_once(module, example)
+    if traced is not None:
+        try:
+            return graph_of(module, example, traced)
+        except Exception:  # the whole model, block by block, is the judge of what can be captured
+            pass
+    return graph_of(module, example, trace_whole(module, example))
+
+
+def graph_of(module: nn.Module, example: Example, traced: Traced) -> Graph:
+    """Returns the graph of a module of which ``traced`` is the trace, which is used up. Raises CaptureError."""
+    trace = traced.trace
     parameters = list_parameters(module)
     inputs = graph_inputs(module, example)
-    notes = _simplify(trace, parameters)
+    notes = _simplify(traced, parameters)
     gradients = cut_gradients(trace, _leaves(trace, inputs, parameters))
     names = ParameterNames.of(parameters)
     runs = _cut(trace, names, module)
@@ -49,14 +60,16 @@ def capture(module: nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any
         calls=folded.calls,
         outputs=folded.outputs,
         values=folded.values,
-        output_tree=output_tree(program),
+        output_tree=traced.output_tree,
         notes=notes,
     )
 
 
-def _simplify(trace: Trace, parameters: tuple[GraphParameter, ...]) -> tuple[str, ...]:
+def _simplify(traced: Traced, parameters: tuple[GraphParameter, ...]) -> tuple[str, ...]:
     """Runs the passes on a trace; returns their notes."""
+    trace = traced.trace
     merge_tied(trace, parameters)
+    splice(trace, traced.bodies, {each.name: each.alias_of or each.name for each in parameters})
     make_functional(trace)
     drop_identities(trace)
     drop_unused(trace)

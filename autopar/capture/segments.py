@@ -58,7 +58,8 @@ def _is_inside(path: str, around: str) -> bool:
 
 
 def _is_composite(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+    """Whether a module has children and a forward, which lists and dicts of modules lack."""
+    return not isinstance(module, nn.ModuleList | nn.ModuleDict) and any(True for _ in module.children())
 
 
 def cut(calls: list[Call], blocks: frozenset[str], is_foreign: Callable[[Call, str], bool]) -> list[Run]:
