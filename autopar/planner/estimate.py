@@ -17,8 +17,10 @@ from autopar.planner.microbatches import Cut
 from autopar.planner.naming import axis_names
 from autopar.planner.operators import PlannedType
 from autopar.planner.partition import CallCost
+from autopar.planner.pins import Pins
 from autopar.planner.prices import MASTER_BYTES, Prices
 from autopar.planner.problem import solver_problem
+from autopar.planner.schedules import schedules
 from autopar.planner.shapes import Chain, Shape
 from autopar.planner.space import search_space
 from autopar.planner.staging import Staging
@@ -30,6 +32,8 @@ __all__ = ["Estimate", "Estimator"]
 
 STATE_BYTES = 16
 """Parameter, gradient and AdamW's two moments, 4 bytes each."""
+GRADIENT_SHARE = 0.25
+"""Of that, the gradient."""
 MEMORY_SHARE = 0.02
 """A full device's memory costs this share of the compute, so that of two equal strategies the leaner wins."""
 GAP = 0.01
@@ -99,6 +103,7 @@ class Estimator:
     cluster: Cluster
     batch: int
     limit_bytes: float
+    pins: Pins
     sliced: Callable[[int], tuple[Graph, Mapping[str, PlannedType]] | Cut]
     """The model written for one of so many slices of the batch."""
     kernels: dict[KernelKey, Kernel | None] = field(default_factory=dict)
@@ -155,13 +160,28 @@ class Estimator:
         return least.peak_bytes > HOPELESS * self.limit_bytes or least.step_s > slowest_s
 
     def _estimate(self, shape: Shape, kernel: Kernel) -> Estimate:
-        execution = shape.execution
+        count = shape.execution.microbatches
         stage_s = self._stage_s(kernel, shape.pp)
-        schedule = "1f1b" if shape.pp > 1 else "gpipe"
-        busy_s = pipeline_s(schedule, [stage_s] * shape.pp, microbatches=execution.microbatches)
         held = kernel.total(lambda cost: cost.held_bytes) / shape.pp
-        upkeep_s = self._upkeep_s(shape, held / STATE_BYTES, execution.microbatches * stage_s)
-        return Estimate(shape, busy_s + upkeep_s, self._peak_bytes(kernel, shape, held))
+        upkeep_s = self._upkeep_s(shape, held / STATE_BYTES, count * stage_s)
+        found = [
+            Estimate(
+                shape,
+                pipeline_s(schedule, [stage_s] * shape.pp, microbatches=count, chunks=chunks) + upkeep_s,
+                self._peak_bytes(kernel, shape, held, schedule, chunks),
+            )
+            for schedule, chunks in self._schedules(shape, sum(kernel.counts.values()))
+        ]
+        return min(
+            found,
+            key=lambda each: (each.peak_bytes > self.limit_bytes, each.step_s),
+            default=Estimate(shape, inf, inf),
+        )
+
+    def _schedules(self, shape: Shape, segments: int) -> list[tuple[str, int]]:
+        if shape.pp == 1:
+            return [("gpipe", 1)]
+        return list(schedules(self.pins, shape.pp, shape.execution.microbatches, segments))
 
     def _stage_s(self, kernel: Kernel, pp: int) -> float:
         """The slowest stage: repeated blocks come whole, and the largest single call fits nowhere else."""
@@ -172,16 +192,23 @@ class Estimator:
         most = max(kernel.counts, key=lambda name: kernel.counts[name])
         return max(total / pp, max(seconds.values()), ceil(kernel.counts[most] / pp) * seconds[most])
 
-    def _peak_bytes(self, kernel: Kernel, shape: Shape, held: float) -> float:
+    def _peak_bytes(self, kernel: Kernel, shape: Shape, held: float, schedule: str, chunks: int) -> float:
         """On the first stage, with the most microbatches in flight."""
         execution, pp = shape.execution, shape.pp
-        in_flight = microbatches_in_flight("1f1b", stages=pp, stage=0, microbatches=execution.microbatches)
+        in_flight = 1.0
+        if pp > 1:
+            in_flight = microbatches_in_flight(
+                schedule, stages=pp, stage=0, microbatches=execution.microbatches, chunks=chunks
+            )
         kept = kernel.total(lambda cost: cost.kept_bytes[0]) / pp
         sharded = held / (shape.dp_shard * shape.cp) if execution.zero else held
         gathered = 0.0
         if 0 < execution.zero < 3:
             gathered = held / STATE_BYTES * (2 + (MASTER_BYTES if execution.zero == 1 else 0))
         working = max(cost.working_bytes for cost in kernel.cost.values())
+        if pp == execution.microbatches == 1:
+            # Gradients come as activations go.
+            return gathered + working + max((1 - GRADIENT_SHARE) * sharded + kept, sharded)
         return sharded + gathered + in_flight * kept + working
 
     def _upkeep_s(self, shape: Shape, parameters: float, compute_s: float) -> float:
@@ -219,7 +246,8 @@ class Estimator:
             if axis.size > 1
         )
         rest = self.cluster.devices // (shape.cp * shape.tp)
-        execution = Execution(shape.execution.is_compiled, shape.execution.recompute, 1, 0, rest)
+        # As for several microbatches: gradients are held beside activations.
+        execution = Execution(shape.execution.is_compiled, shape.execution.recompute, 2, 0, rest)
         prices = Prices(self.cluster, axes, execution=execution)
         space = search_space(graph, types, prices)
         problem = solver_problem(space)

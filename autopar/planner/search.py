@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, prod
@@ -14,8 +14,8 @@ from autopar.capture.graph import Graph
 from autopar.errors import InfeasiblePlanError, PinError
 from autopar.planner.decisions import decisions_of
 from autopar.planner.diagnosis import check_batch, check_idle, check_microbatch, nothing_fits
-from autopar.planner.execution import Execution
 from autopar.planner.estimate import Estimate, Estimator
+from autopar.planner.execution import Execution
 from autopar.planner.executions import Chain, execution_chains, stage_levels
 from autopar.planner.memory import device_overhead
 from autopar.planner.mesh import MeshAxis, candidate_meshes
@@ -44,8 +44,8 @@ LIMITED_GAP = 0.005
 """The same where it is one, and proofs are long."""
 PROMISING = 1.25
 """Shapes whose estimate is further than this from the best plan are not planned exactly."""
-MOST_EXACT, MOST_TRIED = 10, 24
-"""Shapes that are planned exactly, once one fits and in all."""
+MOST_EXACT, MOST_TRIED, MOST_ALIKE = 8, 24, 3
+"""Shapes that are planned exactly: once one fits, in all, and of those that compute the same as the best one."""
 LEANER = 0.98
 """More microbatches must take less than this share of the memory of fewer, or still more are not tried."""
 
@@ -161,16 +161,21 @@ class _Search:
 
     def _candidates(self) -> Iterator[Tried]:
         """The best plans of the shapes that look best; of every mesh, where the batch cannot be cut."""
-        best_s, count, is_any = inf, 0, False
-        for estimate in self._estimates():
+        first, others = _alike(self._estimates())
+        best_s, best_of, is_any = inf, None, False
+        for count, estimate in enumerate(first):
             is_promising = estimate.step_s <= PROMISING * best_s
             if (best_s < inf and (count >= MOST_EXACT or not is_promising)) or count >= MOST_TRIED:
                 break
             found = self._exactly(estimate.shape)
-            count += 1
             if found is not None:
                 is_any = True
-                best_s = min(best_s, found.step_s if found.peak_bytes <= self.limit else inf)
+                if found.peak_bytes <= self.limit and found.step_s < best_s:
+                    best_s, best_of = found.step_s, estimate.shape.compute
+                yield found
+        for estimate in others.get(best_of, ())[:MOST_ALIKE]:
+            found = self._exactly(estimate.shape)
+            if found is not None:
                 yield found
         is_uncut = any(isinstance(model, Cut) for model in self.models.values())
         if (is_uncut or not is_any) and self.options.pins.pp in (None, 1):
@@ -184,7 +189,7 @@ class _Search:
         batch = batch_size(self.graph)
         blocks = sum(1 for call in self.whole.graph.calls if call.module) or 1
         chains = shapes(self.cluster, batch, blocks, self.options.pins, is_compiled=self.options.is_compiled)
-        return Estimator(self.cluster, batch, self.limit, self._sliced).best(chains)
+        return Estimator(self.cluster, batch, self.limit, self.options.pins, self._sliced).best(chains)
 
     def _sliced(self, count: int) -> tuple[Graph, Mapping[str, PlannedType]] | Cut:
         model = self._model(count)
@@ -253,6 +258,22 @@ class _Search:
         """True when a data rank takes as many sequences at a time as the pins say."""
         wanted = self.options.pins.microbatch
         return wanted is None or wanted == microbatch_size(found.realized)
+
+
+def _alike(
+    estimates: Sequence[Estimate],
+) -> tuple[list[Estimate], dict[object, list[Estimate]]]:
+    """The best of all estimates that compute the same, and the rest of each such group, in order."""
+    first: list[Estimate] = []
+    others: dict[object, list[Estimate]] = {}
+    for estimate in estimates:
+        group = others.get(estimate.shape.compute)
+        if group is None:
+            others[estimate.shape.compute] = []
+            first.append(estimate)
+        else:
+            group.append(estimate)
+    return first, others
 
 
 def microbatch_size(realized: Realized) -> int:

@@ -39,6 +39,11 @@ class Shape:
     def data_ranks(self) -> int:
         return self.dp_replicate * self.dp_shard
 
+    @property
+    def compute(self) -> tuple[int, int, int, int, str]:
+        """What all shapes have in common whose devices compute the same; they differ in data-parallel traffic."""
+        return (self.pp, self.cp, self.tp, self.execution.microbatches, self.execution.recompute)
+
     def axes(self, pins: Pins) -> tuple[MeshAxis, ...]:
         """The mesh of one stage, outermost axis first; on tensor ranks operators are free unless these are pinned."""
         rests_sharded = self.dp_shard > 1 or self.execution.zero > 0

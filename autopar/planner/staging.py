@@ -6,7 +6,7 @@ since the first stage holds the most microbatches in flight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from autopar.planner.partition import CallCost, partition
 from autopar.planner.pins import Pins
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, memory_of, realize
+from autopar.planner.schedules import schedules
 from autopar.planner.tensors import parameter_groups
 from autopar.shardings.placement import local_shape
 from autopar.shardings.sharded import Stage
@@ -26,9 +27,6 @@ from cost_models.dtypes import dtype_bytes
 from cost_models.schedules import microbatches_in_flight, pipeline_s
 
 __all__ = ["Staged", "Staging"]
-
-CHUNKS = (2, 4)
-"""Stages of one rank that are tried with interleaved schedules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class Staging:
         """The fastest stages and schedule that fit; None where none do."""
         found = [
             staged
-            for schedule, chunks in _schedules(pins)
+            for schedule, chunks in schedules(pins, self.ranks, self.microbatches, len(self.graph.calls))
             if (staged := self.on(schedule, chunks, limit_bytes)) is not None
         ]
         return min(found, key=lambda staged: staged.step_s, default=None)
@@ -259,18 +257,6 @@ class Staging:
                     place = readers[0] if readers else len(calls) - 1
                     found[place] = found.get(place, 0.0) + conversion.seconds / conversion.count
         return found
-
-
-def _schedules(pins: Pins) -> Iterator[tuple[str, int]]:
-    """Schedules to try with their chunks. Zero-bubble is for pins: it splits the backward of every operator,
-    which ``torch.compile`` does not."""
-    if pins.schedule in ("gpipe", "1f1b") or (pins.schedule is None and pins.chunks in (None, 1)):
-        yield pins.schedule or "1f1b", 1
-    if pins.schedule == "zero-bubble":
-        yield "zero-bubble", pins.chunks or 1
-    if pins.schedule == "interleaved" or (pins.schedule is None and pins.chunks != 1):
-        for chunks in (pins.chunks,) if pins.chunks else CHUNKS:
-            yield "interleaved", chunks
 
 
 def _part(graph: Graph, calls: Sequence[SegmentCall]) -> Graph:

@@ -1,0 +1,44 @@
+"""Which pipeline schedules may run so many stages and microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopar.planner.pins import Pins
+from cost_models.schedules import microbatches_per_round
+
+__all__ = ["schedules"]
+
+CHUNKS = (2, 4)
+"""Stages of one rank that are tried with interleaved schedules."""
+
+
+def schedules(pins: Pins, ranks: int, microbatches: int, segments: int) -> Iterator[tuple[str, int]]:
+    """Schedules to try, with the stages each rank then has.
+
+    Zero-bubble is for pins: it splits the backward of every operator, which ``torch.compile`` does not. GPipe is
+    too: 1F1B takes as long and holds less, except for fewer microbatches than ranks, where torch has no 1F1B.
+    """
+    for schedule, chunks in _wanted(pins, ranks, microbatches):
+        if ranks * chunks <= segments and _runs(schedule, ranks, microbatches):
+            yield schedule, chunks
+
+
+def _wanted(pins: Pins, ranks: int, microbatches: int) -> Iterator[tuple[str, int]]:
+    if pins.schedule in ("gpipe", "1f1b"):
+        yield pins.schedule, 1
+    elif pins.schedule is None and pins.chunks in (None, 1):
+        yield ("1f1b" if microbatches >= ranks else "gpipe"), 1
+    if pins.schedule == "zero-bubble":
+        yield "zero-bubble", pins.chunks or 1
+    if pins.schedule == "interleaved" or (pins.schedule is None and pins.chunks != 1):
+        for chunks in (pins.chunks,) if pins.chunks else CHUNKS:
+            yield "interleaved", chunks
+
+
+def _runs(schedule: str, ranks: int, microbatches: int) -> bool:
+    """torch's own conditions."""
+    if schedule == "1f1b":
+        return microbatches >= ranks
+    is_round = microbatches % microbatches_per_round(ranks, microbatches) == 0
+    return schedule == "gpipe" or is_round
