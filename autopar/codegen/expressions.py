@@ -158,6 +158,27 @@ def _expand(site: Site) -> str:
     return f"{atom(site.operand(0))}.expand({_sizes(site.result_shape())})"
 
 
+def _new(site: Site) -> str:
+    """``x.new_zeros(…)`` in local sizes."""
+    _, name, _ = target_parts(site.call.operator.target)
+    written = [str(site.result_shape())]
+    written += [site.text(argument) for argument in site.call.operator.arguments[2:]]
+    written += [
+        f"{key}={site.text(value)}"
+        for key, value in site.call.operator.keywords
+        if value is not None and key not in ("pin_memory", "layout", "size")
+    ]
+    return f"{atom(site.operand(0))}.{name}({', '.join(written)})"
+
+
+def _repeat(site: Site) -> str:
+    """``x.repeat(…)``: as often as local sizes say."""
+    result, source = site.result_shape(), site.operand_shape(0)
+    source = (1,) * (len(result) - len(source)) + source
+    repeats = (after // max(before, 1) for before, after in zip(source, result, strict=True))
+    return f"{atom(site.operand(0))}.repeat({', '.join(map(str, repeats))})"
+
+
 def _sizes(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape)) if shape else "()"
 
@@ -400,6 +421,10 @@ _WRITERS: dict[str, Writer] = {
     **{name: _factory(name) for name in ("arange", "zeros", "ones", "full", "tril", "triu", "empty")},
     "neg": _negate,
     "expand": _expand,
+    "repeat": _repeat,
+    "new_zeros": _new,
+    "new_ones": _new,
+    "new_full": _new,
     "linalg_vector_norm": _function("torch.linalg.vector_norm"),
     "slice": _slice,
     "narrow": _slice,

@@ -36,8 +36,12 @@ _SIZED = (
     "reshape",
     "_unsafe_view",
     "expand",
+    "new_zeros",
+    "new_ones",
+    "new_full",
 )
 """Operators whose second argument is the shape of the result."""
+_SIZES = ("size", "shape", "repeats")
 _CROSS_ENTROPY = "aten.cross_entropy_loss.default"
 _MEAN, _SUM, _IGNORED = 1, 2, -100
 
@@ -159,13 +163,21 @@ def _resized(operator: Operator, values: Mapping[str, Value]) -> Operator:
     """Sizes that the operator names as they are in a slice."""
     name = operator.target.split(".")[1]
     result = operator.results[0] if operator.results else None
-    if name not in _SIZED or result is None:
+    if result is None or name not in (*_SIZED, "repeat"):
         return operator
-    kept = operator.arguments[2:]
-    keywords = tuple((key, value) for key, value in operator.keywords if key not in ("size", "shape"))
-    return replace(
-        operator, arguments=(operator.arguments[0], values[result].shape, *kept), keywords=keywords
-    )
+    first, kept = operator.arguments[0], operator.arguments[2:]
+    keywords = tuple((key, value) for key, value in operator.keywords if key not in _SIZES)
+    shape = values[result].shape
+    if name == "repeat":
+        assert isinstance(first, Ref)
+        shape = _repeats(values[first.value].shape, shape)
+    return replace(operator, arguments=(first, shape, *kept), keywords=keywords)
+
+
+def _repeats(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
+    """How often each dim of ``target`` repeats that of ``source``, dims matching from the right."""
+    whole = (1,) * (len(target) - len(source)) + source
+    return tuple(after // max(before, 1) for before, after in zip(whole, target, strict=True))
 
 
 def _is_mean(call: Call) -> bool:

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from autopar.shardings.calls import Call
 from autopar.shardings.loops import Loops
-from autopar.shardings.rules import attention, losses, matmul, normalization, pointwise, reductions, views
+from autopar.shardings.rules import (
+    attention,
+    losses,
+    matmul,
+    normalization,
+    pointwise,
+    reductions,
+    views,
+    writing,
+)
 from autopar.shardings.rules.declaration import Rule
 
 __all__ = ["RULES", "loops_of"]
 
 RULES: dict[str, Rule] = {
     target: rule
-    for module in (attention, losses, matmul, normalization, pointwise, reductions, views)
+    for module in (attention, losses, matmul, normalization, pointwise, reductions, views, writing)
     for target, rule in module.RULES.items()
 }
 """Every declared rule by ATen target."""

@@ -469,6 +469,41 @@ def _dtype(draw: Draw) -> Arguments:
     return draw.normal(*draw.shape(2)).detach().requires_grad_(dtype is torch.float64), dtype
 
 
+def _new(draw: Draw) -> Arguments:
+    shape = draw.shape(draw.random.choice([1, 2, 3]))
+    return draw.normal(*shape), list(shape) if draw.chance() else [shape[0], 7]
+
+
+def _slice_scatter(draw: Draw) -> Arguments:
+    rank, size = draw.random.choice([2, 3]), draw.even()
+    dim, shape = draw.dim(rank), list(draw.shape(rank))
+    shape[dim] = size
+    written = [*shape]
+    written[dim] = size - 1
+    return draw.normal(*shape), draw.normal(*written), dim, 1, 2**63 - 1
+
+
+def _select_scatter(draw: Draw) -> Arguments:
+    rank = draw.random.choice([2, 3])
+    dim, shape = draw.dim(rank), draw.shape(rank)
+    written = [size for place, size in enumerate(shape) if place != dim % rank]
+    return draw.normal(*shape), draw.normal(*written), dim, 0
+
+
+def _repeat(draw: Draw) -> Arguments:
+    shape = draw.shape(2)
+    repeats = [draw.random.choice([1, 1, 3]) if size > 1 else 12 for size in shape]
+    return draw.normal(*shape), [12, *repeats] if draw.chance() else repeats
+
+
+def _index(draw: Draw) -> Arguments:
+    table = draw.normal(9, *draw.shape(2))
+    if draw.chance():
+        return table, [draw.integers(9, *draw.shape(2))]
+    rows, columns = draw.integers(9, draw.even(), 1), draw.integers(table.shape[1], 1, draw.even())
+    return table, [rows, columns]
+
+
 _UNARY = (
     "relu",
     "gelu",
@@ -602,6 +637,15 @@ SAMPLES: dict[str, Sampler] = {
     "aten.stack.default": _stack,
     "aten.pad.default": _pad,
     "aten.constant_pad_nd.default": _constant_pad,
+    "aten.new_zeros.default": _new,
+    "aten.new_ones.default": _new,
+    "aten.new_full.default": lambda draw: (*_new(draw), 2.5),
+    "aten.fill.Scalar": lambda draw: (*_unary(draw), 2.5),
+    "aten.fill.Tensor": lambda draw: (*_unary(draw), draw.normal()),
+    "aten.slice_scatter.default": _slice_scatter,
+    "aten.select_scatter.default": _select_scatter,
+    "aten.repeat.default": _repeat,
+    "aten.index.Tensor": _index,
     "aten.roll.default": _roll,
     "aten.flip.default": _flip,
 }
