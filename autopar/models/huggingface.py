@@ -26,6 +26,8 @@ __all__ = ["HuggingFaceSource"]
 
 DEFAULT_SEQ_LEN = 128
 """Tokens of a sequence when nobody says."""
+POSITIONS = ("max_position_embeddings", "max_target_positions")
+"""What configurations call the number of positions that a decoder knows."""
 MASKED_FRACTION = 0.15
 """Share of tokens that a masked language model predicts (Devlin et al., 2018)."""
 
@@ -50,6 +52,7 @@ class HuggingFaceSource(ModelSource):
         model_class = self._model_class()
         make_inputs = self._inputs_of_kind(model_class)
         config = self._config(model_class)
+        self._check_kind(config)
         batch = DEFAULT_GLOBAL_BATCH if global_batch is None else global_batch
         tokens = self._tokens(config, seq_len)
         with seeded(seed, device):
@@ -81,6 +84,14 @@ class HuggingFaceSource(ModelSource):
             "For others write a factory (path/file.py:factory) that returns (module, inputs)."
         )
 
+    def _check_kind(self, config: Any) -> None:
+        """Conditional generation is translation or transcription here, by an encoder and a decoder."""
+        if self.class_name.endswith(CONDITIONAL) and not getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"{self.text}: autopar makes inputs for classes that end in {CONDITIONAL} where they are an encoder "
+                "and a decoder. For others write a factory (path/file.py:factory) that returns (module, inputs)."
+            )
+
     def _config(self, model_class: Any) -> Any:
         given: dict[str, Any] = {}
         if self.config_path is not None:
@@ -93,9 +104,12 @@ class HuggingFaceSource(ModelSource):
                 )
         chosen = {name: value for name, value in given.items() if "attn_implementation" not in name}
         try:
-            return model_class.config_class.from_dict({**chosen, "use_cache": False})
+            config = model_class.config_class.from_dict({**chosen, "use_cache": False})
         except Exception as error:
             raise ModelError(f"{self.text}: {type(error).__name__}: {error}") from error
+        if self.class_name.endswith(CONDITIONAL) and getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = config.pad_token_id or 0  # T5 leaves it to whoever generates text
+        return config
 
     def _read_config(self, path: Path) -> dict[str, Any]:
         try:
@@ -109,11 +123,12 @@ class HuggingFaceSource(ModelSource):
         return given
 
     def _tokens(self, config: Any, seq_len: int | None) -> int:
-        longest = getattr(config, "max_position_embeddings", None)
+        name = next((name for name in POSITIONS if hasattr(config, name)), "")
+        longest = getattr(config, name, None)
         if longest is not None and seq_len is not None and seq_len > longest:
             raise ModelError(
                 f"{self.text} has positions for {longest} tokens, not for {seq_len}: "
-                "shorten the sequence, or raise max_position_embeddings in config.json"
+                f"shorten the sequence, or raise {name} in config.json"
             )
         return seq_len or min(DEFAULT_SEQ_LEN, longest or DEFAULT_SEQ_LEN)
 
@@ -160,10 +175,21 @@ def _image_inputs(config: Any, batch: int, tokens: int) -> dict[str, Tensor]:
     return {"pixel_values": pixels, "labels": random_integers(config.num_labels, batch)}
 
 
+def _conditional_inputs(config: Any, batch: int, tokens: int) -> dict[str, Tensor]:
+    """What the encoder reads, tokens or spectra of sound, and the tokens that the decoder is to write."""
+    labels = random_integers(config.vocab_size, batch, tokens)
+    if hasattr(config, "num_mel_bins"):
+        frames = 2 * config.max_source_positions  # the encoder's convolutions halve them
+        return {"input_features": torch.randn(batch, config.num_mel_bins, frames), "labels": labels}
+    return {"input_ids": random_integers(config.vocab_size, batch, tokens), "labels": labels}
+
+
+CONDITIONAL = "ForConditionalGeneration"
 INPUTS_BY_ENDING: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {
     "ForCausalLM": _causal_inputs,
     "LMHeadModel": _causal_inputs,
     "ForMaskedLM": _masked_inputs,
     "ForImageClassification": _image_inputs,
+    CONDITIONAL: _conditional_inputs,
 }
 """Which inputs a model takes, by the ending of its class name."""

@@ -21,6 +21,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {**SIZES, "num_key_value_heads": 2, "vocab_size": 64},
     "BertForMaskedLM": {**SIZES, "vocab_size": 64},
     "ViTForImageClassification": {**SIZES, "image_size": 16, "patch_size": 8},
+    "T5ForConditionalGeneration": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 64,
+    },
+    "WhisperForConditionalGeneration": {
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+        **{
+            "d_model": 32,
+            "num_mel_bins": 8,
+            "max_source_positions": 8,
+            "max_target_positions": 16,
+            "vocab_size": 64,
+        },
+        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
+    },
 }
 
 
@@ -44,7 +64,11 @@ def test_models_return_their_scalar_loss(name: str, tmp_path: Path) -> None:
     graph = capture(planned.module, planned.args, planned.kwargs)
     assert graph.output_tree == "tensor"
     torch.testing.assert_close(interpret(graph, built.module, (), built.kwargs)[0], loss)
-    assert len({each.type for each in graph.calls if each.module}) == 1
+    kinds = {
+        "T5ForConditionalGeneration": 4,
+        "WhisperForConditionalGeneration": 2,
+    }  # T5's first blocks own a bias
+    assert len({each.type for each in graph.calls if each.module}) == kinds.get(name, 1)
 
 
 def test_attention_is_the_fused_one(tmp_path: Path) -> None:
@@ -115,3 +139,9 @@ def test_transformers_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r"pip install autopar\[huggingface\]"):
         parse_model("hf:GPT2LMHeadModel").build()
+
+
+def test_conditional_generation_without_an_encoder_is_named(tmp_path: Path) -> None:
+    source = parse_model("hf:LlavaForConditionalGeneration")
+    with pytest.raises(ModelError, match=r"encoder and a decoder\. For others write a factory"):
+        source.build()
