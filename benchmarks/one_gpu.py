@@ -8,17 +8,19 @@ steps, with no synchronisation inside the loop; peak memory is ``max_memory_allo
 what torch's allocator gave out, cuBLAS workspaces included, the driver's context not. Predictions use the
 profile alone: nothing is fitted on steps.
 
-The JSON file is rewritten after every configuration. ``--table FILE.md`` writes (or, with ``--predict``,
-predicts again from the measurements in the file and writes) the table of errors.
+The JSON file is rewritten after every configuration. ``--predict`` measures nothing: it predicts the rows of
+the file again, with the profile of ``--cluster``. ``--table FILE.md`` writes the table of errors.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -202,8 +204,6 @@ def predicted(plan: Plan) -> dict[str, Any]:
 
 def release(device: torch.device) -> None:
     """Leaves the device empty for the next configuration."""
-    import gc
-
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
@@ -245,6 +245,95 @@ def run(options: argparse.Namespace) -> None:
         print(f"{time.monotonic() - started_s:6.1f} s  {line(rows[-1])}", flush=True)
 
 
+def predict_again(options: argparse.Namespace) -> None:
+    """New predictions for the rows of a file, on any machine."""
+    data, cluster = json.loads(options.output.read_text()), cluster_named(options.cluster)
+    for row in data["rows"]:
+        row["predicted"] = predicted(planned(Configuration(**row["configuration"]), cluster))
+        print(line(row), flush=True)
+    write(options.output, data["circumstances"] | {"cluster": options.cluster}, data["rows"])
+
+
+def table(data: dict[str, Any], command: str) -> str:
+    """Predicted beside measured, and the errors, as Markdown."""
+    rows = [row for row in data["rows"] if "measured" in row]
+    where = data["circumstances"]
+    head = f"# Predicted beside measured: {where['device']}, torch {where['torch']}, {where['date']}"
+    return (
+        "\n".join([head, "", f"`{command}`", "", *summary(rows), "", *_HEADER, *map(table_row, rows)]) + "\n"
+    )
+
+
+_HEADER = (
+    "| configuration | step, predicted | range | measured | error | limit | peak, predicted | measured | error |",
+    "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+)
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """One row in ms and GB."""
+    promise, found = row["predicted"], row["measured"]
+    low, high = promise["step_time_low_s"] * 1e3, promise["step_time_high_s"] * 1e3
+    ends = f"{low:.1f} to {high:.1f}" if high > low else ""
+    return (
+        f"| {Configuration(**row['configuration'])} | {promise['step_time_s'] * 1e3:.1f} | {ends} | "
+        f"{found['step_s'] * 1e3:.1f} | {step_error(row):+.1%} | {promise['limit']} | "
+        f"{promise['peak_memory_bytes'] / 1e9:.2f} | {found['peak_bytes'] / 1e9:.2f} | {memory_error(row):+.1%} |"
+    )
+
+
+def step_error(row: dict[str, Any]) -> float:
+    """Predicted over measured, less 1."""
+    return row["predicted"]["step_time_s"] / row["measured"]["step_s"] - 1.0
+
+
+def memory_error(row: dict[str, Any]) -> float:
+    """Predicted over measured, less 1."""
+    return row["predicted"]["peak_memory_bytes"] / row["measured"]["peak_bytes"] - 1.0
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the rows show together."""
+    device = [abs(step_error(row)) for row in rows if row["predicted"]["limit"] == "device"]
+    host = [row for row in rows if row["predicted"]["limit"] == "host"]
+    held = [row for row in host if is_held(row)]
+    memory_errors = [memory_error(row) for row in rows]
+    return [
+        f"- {len(device)} steps that the plan says the device limits: median error {statistics.median(device):.1%}, "
+        f"worst {max(device):.1%}.",
+        f"- {len(host)} that it says the host limits: the range holds {len(held)}.",
+        f"- Peak memory: median error {statistics.median(memory_errors):+.1%}, from {min(memory_errors):+.1%} to "
+        f"{max(memory_errors):+.1%}.",
+        "- Kendall's tau of the step times within a model, lowest: "
+        f"{lowest_tau([row for row in rows if row not in host]):.2f} over steps that the device limits, "
+        f"{lowest_tau(rows):.2f} over all.",
+    ]
+
+
+def is_held(row: dict[str, Any]) -> bool:
+    """True where the measured step lies in the predicted range."""
+    promise = row["predicted"]
+    return promise["step_time_low_s"] <= row["measured"]["step_s"] <= promise["step_time_high_s"]
+
+
+def lowest_tau(rows: Sequence[dict[str, Any]]) -> float:
+    """The lowest rank correlation over models with at least three rows."""
+    by_model: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        pair = (row["predicted"]["step_time_s"], row["measured"]["step_s"])
+        by_model.setdefault(row["configuration"]["model"], []).append(pair)
+    return min((kendall(pairs) for pairs in by_model.values() if len(pairs) >= 3), default=1.0)
+
+
+def kendall(pairs: Sequence[tuple[float, float]]) -> float:
+    """Kendall's tau: concordant less discordant pairs, over all pairs."""
+    signs = [
+        1.0 if (first[0] - second[0]) * (first[1] - second[1]) > 0 else -1.0
+        for first, second in itertools.combinations(pairs, 2)
+    ]
+    return statistics.mean(signs)
+
+
 def tiny(configuration: Configuration) -> Configuration:
     """The same on a model of next to nothing, to try the script."""
     family = configuration.source.partition(":")[0]
@@ -263,9 +352,15 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=500.0, help="start no configuration after this time")
     parser.add_argument("--only", default="", help="configurations whose description contains this")
     parser.add_argument("--kernels", action="store_true", help="where the GPU's time goes, by kernel")
+    parser.add_argument("--predict", action="store_true", help="predict the rows of the file again")
+    parser.add_argument("--table", type=Path, help="Markdown table of predicted beside measured")
     parser.add_argument("--tiny", action="store_true", help="tiny models: to try the script")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    run(parser.parse_args())
+    options = parser.parse_args()
+    (predict_again if options.predict else run)(options)
+    if options.table:
+        command = f"python benchmarks/one_gpu.py -o {options.output.name}"
+        options.table.write_text(table(json.loads(options.output.read_text()), command), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ DEVICES = {
     "A100-SXM": "a100",
     "A100-SXM-80GB": "a100-80gb",
     "A100-SXM-40GB": "a100-40gb",
-    "H100-SXM-80GB": "h100",
+    "H100-SXM-80GB": "h100-tables",
 }
 NETWORKS_GBPS = {"4x100Gb RoCE per node": 50.0}
 """Networks that differ from the profile's usual one, per device."""

@@ -33,7 +33,8 @@ FAMILIES = (
     "free",
 )
 """``log_softmax``: a loss run operator by operator; ``strided``: pointwise on a broadcast tensor or on mixed
-dtypes, operator by operator; ``join``: so are parts joined; ``activation``: GELU and other pointwise functions with real arithmetic; ``free``: views and metadata."""
+dtypes, operator by operator; ``join``: so are parts joined; ``activation``: GELU and other pointwise functions
+with real arithmetic; ``free``: views and metadata."""
 
 
 @dataclass(frozen=True, slots=True)

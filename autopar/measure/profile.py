@@ -16,8 +16,8 @@ from autopar.measure.attention import attention_cases
 from autopar.measure.cases import Case
 from autopar.measure.clock import Budget, Clock, CudaClock, clock_for, measure_cases
 from autopar.measure.collectives import LinkOutcome, group_sizes, measure_links
-from autopar.measure.fit import EMPTY_KERNEL, fit_profile
 from autopar.measure.eager import eager_cases
+from autopar.measure.fit import EMPTY_KERNEL, fit_profile
 from autopar.measure.host import host_readings
 from autopar.measure.losses import end_cases
 from autopar.measure.matmul import linear_cases
@@ -31,8 +31,8 @@ from autopar.measure.readings import (
     Readings,
     Skipped,
 )
-from autopar.torch_private import recompilations_allowed
 from autopar.measure.sustained import sustained_readings
+from autopar.torch_private import recompilations_allowed
 from cost_models.operators import Work
 from cost_models.profile_text import format_profile
 from cost_models.profiles import Profile, builtin_profile, profile_names

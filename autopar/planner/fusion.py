@@ -140,9 +140,9 @@ class Fusion:
         for operand, value in enumerate(self.flow.calls[place].operands):
             storage = self.flow.storage[value.name]
             readers = self.flow.readers[storage] if storage in self.flow.trained else ()
-            if readers and readers[0] == Place(place, operand) and not self._sums_inside(storage):
-                if (pieces := self._pieces(storage)) > 1:
-                    found.append((operand, pieces - 1))
+            is_first = bool(readers) and readers[0] == Place(place, operand)
+            if is_first and not self._sums_inside(storage) and (pieces := self._pieces(storage)) > 1:
+                found.append((operand, pieces - 1))
         return tuple(found)
 
     def _sums_inside(self, storage: str) -> bool:

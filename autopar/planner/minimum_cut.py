@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 __all__ = ["smallest_cut"]
 
@@ -65,7 +66,7 @@ def _path(room: Mapping[Node, Mapping[Node, int]]) -> list[Node]:
 
 
 def _augment(room: dict[Node, dict[Node, int]], path: list[Node]) -> None:
-    steps = list(zip(path, path[1:], strict=False))
+    steps = list(pairwise(path))
     amount = min(room[first][second] for first, second in steps)
     for first, second in steps:
         room[first][second] -= amount

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cost_models.curves import MatmulCurve
+from cost_models.curves import AttentionTiles, MatmulCurve
 from cost_models.fitting import (
     GPU_TILES,
     Fit,
     FusedCalls,
     Products,
     fit_attention,
+    fit_attention_tiles,
     fit_collective,
     fit_line,
     fit_matmul,
@@ -67,8 +68,32 @@ def test_a_term_that_would_be_negative_is_left_out() -> None:
     assert 0.5 < slope < 1.0
 
 
+def test_attention_by_tiles_gives_back_its_numbers() -> None:
+    true = AttentionTiles(
+        (64, 128), (6e-6, 8e-6), (4.6e14, 6.5e14), (384.0, 256.0), (1e-10, 2e-10), (5e-9, 6e-9), 4.0, "test"
+    )
+    rows = [
+        (4.0 * heads * share * seq * seq * width, seq, width, heads * seq)
+        for heads in (8, 32, 384)
+        for seq in (512, 2048, 8192)
+        for width in (64, 128)
+        for share in (0.5, 1.0)
+    ]
+    flops, seqs, widths, queries = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    seconds = np.array(
+        [true.seconds(f, seq=int(s), head_dim=int(w), kernels=1, queries=q) for f, s, w, q in rows]
+    )
+    found = fit_attention_tiles(FusedCalls(flops, seqs, widths, seconds, queries), flops_per_pair=4.0)
+    assert found is not None
+    curve, fit = found
+    assert fit.p90 < 1e-6
+    assert curve.diagonal == true.diagonal
+    assert curve.flops_per_s == pytest.approx(true.flops_per_s)
+    assert curve.key_s == pytest.approx(true.key_s)
+
+
 def test_attention_gives_back_its_rates_and_gain() -> None:
-    true = builtin_profile("h100").device.attention["attention"]
+    true = builtin_profile("h200").device.attention["attention"]
     rows = [
         (4.0 * heads * 0.5 * seq * seq * width, seq, width)
         for heads in (8, 64, 256)
