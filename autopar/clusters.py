@@ -1,10 +1,11 @@
-"""Clusters as users name them: built-in profiles and files, the machine at hand, and the one a plan was made for."""
+"""Clusters as users name them: built-in profiles and files, the machine at hand, and the one a plan was made for.
+
+Only the machine at hand needs torch, which is imported then.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-
-import torch
 
 from autopar.errors import ClusterError, PlanError
 from autopar.plan.schema import Plan
@@ -20,7 +21,7 @@ _PROFILES_BY_NAME = ("b200", "h200", "h100", "a100-80gb", "a100-40gb", "v100-32g
 def cluster_named(text: str) -> Cluster:
     """The cluster that ``text`` names: ``h100:2x8``, ``cpu:4``, ``local``, or a TOML file. Raises ``ClusterError``."""
     if text.strip().lower() == "local":
-        return local_cluster(max(torch.cuda.device_count(), 1) if torch.cuda.is_available() else 2)
+        return local_cluster(_devices_at_hand())
     try:
         cluster = parse_cluster(text)
     except ClusterDescriptionError as error:
@@ -28,6 +29,12 @@ def cluster_named(text: str) -> Cluster:
     # A plan repeats what its name does not say; plan with exactly the figures that it will repeat.
     profile = profile_lines(cluster)
     return _with_profile(cluster, profile) if profile else cluster
+
+
+def _devices_at_hand() -> int:
+    import torch
+
+    return max(torch.cuda.device_count(), 1) if torch.cuda.is_available() else 2
 
 
 def profile_lines(cluster: Cluster) -> list[str]:
@@ -63,6 +70,8 @@ def local_cluster(devices: int, nodes: int = 1) -> Cluster:
 
 def _local_profile() -> str:
     """The built-in profile that fits this machine's first device."""
+    import torch
+
     if not torch.cuda.is_available():
         return "cpu"
     properties = torch.cuda.get_device_properties(0)

@@ -152,6 +152,17 @@ def test_a_training_process_loads_only_torch_and_the_runtime(module: str) -> Non
     assert run.stdout.split() == []
 
 
+def test_reading_and_pricing_a_plan_needs_no_torch() -> None:
+    modules = (
+        "autopar.cli.show, autopar.clusters, autopar.plan.files, autopar.planner.restore, autopar.report.text"
+    )
+    code = f"import sys, {modules}, autopar.codegen.program; print('torch' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert run.stdout == "False\n"
+
+
 def _torch_names(tree: ast.Module) -> set[str]:
     """Names that stand for torch or for something imported from it."""
     names = set()

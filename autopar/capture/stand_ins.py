@@ -7,7 +7,7 @@ torch takes other paths than on a real device. Fake tensors say that they are on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,16 @@ def stand_ins(module: nn.Module, example: Example) -> Iterator[Example]:
     try:
         for each, name, tensor in held:
             setattr(each, name, fakes[id(tensor)])
-        with torch.device("cpu"):
+        with _default_cpu():
             yield inputs
     finally:
         for each, name, tensor in held:
             setattr(each, name, tensor)
+
+
+def _default_cpu() -> AbstractContextManager[object]:
+    """Makes the cpu the device of new tensors; where it is that already, torch is not slowed by a mode."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
