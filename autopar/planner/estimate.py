@@ -18,7 +18,7 @@ from autopar.planner.naming import axis_names
 from autopar.planner.operators import PlannedType
 from autopar.planner.partition import CallCost
 from autopar.planner.pins import Pins
-from autopar.planner.prices import MASTER_BYTES, Prices
+from autopar.planner.prices import MASTER_BYTES, Known, Prices
 from autopar.planner.problem import solver_problem
 from autopar.planner.schedules import schedules
 from autopar.planner.shapes import Chain, Shape
@@ -107,6 +107,8 @@ class Estimator:
     sliced: Callable[[int], tuple[Graph, Mapping[str, PlannedType]] | Cut]
     """The model written for one of so many slices of the batch."""
     kernels: dict[KernelKey, Kernel | None] = field(default_factory=dict)
+    known: dict[tuple[int, int], Known] = field(default_factory=dict)
+    """Conversions by context and tensor ranks."""
     best_s: float = inf
     """The fastest estimate so far of what fits."""
 
@@ -248,7 +250,8 @@ class Estimator:
         rest = self.cluster.devices // (shape.cp * shape.tp)
         # As for several microbatches: gradients are held beside activations.
         execution = Execution(shape.execution.is_compiled, shape.execution.recompute, 2, 0, rest)
-        prices = Prices(self.cluster, axes, execution=execution)
+        shared = self.known.setdefault((shape.cp, shape.tp), Known())
+        prices = Prices(self.cluster, axes, Known(tables=shared.tables, steps=shared.steps), execution)
         space = search_space(graph, types, prices)
         problem = solver_problem(space)
         price = MEMORY_SHARE * _fastest_s(problem) / self.cluster.device.memory_bytes

@@ -197,7 +197,17 @@ class Staging:
         return optimizer + (max(0.0, traffic - compute_s) if self._is_cuda else traffic)
 
     def _memory(self, stage: Stage, in_flight: float) -> Memory:
-        return self._memory_of(self._calls(stage), stage.recompute, in_flight)
+        calls = self._calls(stage)
+        key = (stage.recompute, tuple(call.type for call in calls))
+        if key not in self._memories:
+            self._memories[key] = self._memory_of(calls, stage.recompute, 1.0)
+        memory = self._memories[key]
+        return replace(memory, activations=round(memory.activations * in_flight))
+
+    @cached_property
+    def _memories(self) -> dict[tuple[str, tuple[str, ...]], Memory]:
+        """Memory of stages by level and the types of their calls, one microbatch in flight."""
+        return {}
 
     def _memory_of(self, calls: Sequence[SegmentCall], level: str, in_flight: float) -> Memory:
         part = _part(self.graph, calls)
