@@ -16,6 +16,8 @@ __all__ = [
 ]
 
 
+USUAL_SEQ = 1024
+"""Keys of attention of which nobody knows the length."""
 CAUSAL_SHARE = 0.75
 """Below this share of all pairs of a query and a key, attention is masked."""
 
@@ -60,6 +62,11 @@ class AttentionCurve:
     """Rate at twice ``head_dim`` or more, relative: softmax costs the same for every width of heads."""
     source: str
 
+    @property
+    def usual_shape(self) -> tuple[int, int]:
+        """(keys, width of heads) where nobody knows them."""
+        return round(self.seq[0]), self.head_dim
+
     def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int, queries: float = 0.0) -> float:
         """Seconds for ``flops`` on sequences of ``seq`` keys with heads of ``head_dim``, however many."""
         lengths = tuple(math.log(length) for length in self.seq)
@@ -94,6 +101,11 @@ class AttentionTiles:
     flops_per_pair: float
     """Per query, key and element of a head: 4 forward, 10 backward."""
     source: str
+
+    @property
+    def usual_shape(self) -> tuple[int, int]:
+        """(keys, width of heads) where nobody knows them."""
+        return USUAL_SEQ, self.head_dim[0]
 
     def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int, queries: float = 0.0) -> float:
         """Seconds for ``flops`` on ``queries`` rows (of all heads) against ``seq`` keys each."""

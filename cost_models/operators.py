@@ -146,8 +146,9 @@ def _attention_price(work: Work, device: Device) -> Price:
     is_sixteen_bit = work.dtype in ("bfloat16", "float16")
     if curve is None or not (is_sixteen_bit or device.kind == "cpu"):
         return _roofline_price(work, device)
-    head_dim = work.head_dim or curve.head_dim
-    seq = work.seq or round(curve.seq[0])
+    usual_seq, usual_head_dim = curve.usual_shape
+    head_dim = work.head_dim or usual_head_dim
+    seq = work.seq or usual_seq
     fused_s = curve.seconds(
         work.flops, seq=seq, head_dim=head_dim, kernels=work.kernels, queries=work.queries
     )

@@ -141,7 +141,8 @@ def _matmul(entry: Mapping[str, Any]) -> MatmulCurve:
 
 def _attention(entry: Mapping[str, Any]) -> AttentionCurve | AttentionTiles:
     if "flops_per_pair" in entry:
-        return AttentionTiles(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+        lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+        return AttentionTiles(**lists)
     fields = {"seq": tuple(entry["seq"]), "flops_per_s": tuple(entry["flops_per_s"])}
     return AttentionCurve(**(dict(entry) | fields))
 

@@ -247,7 +247,7 @@ class Fusion:
             gradient_reads=tuple(
                 (position, backward.pieces[name])
                 for position, name in enumerate(call.operator.results)
-                if name in backward.pieces
+                if name is not None and name in backward.pieces
             ),
             saved_operands=tuple(p.operand for p in backward.saved if p.call == place),
             gradient_writes=tuple(p.operand for p in backward.writes if p.call == place),

@@ -92,7 +92,7 @@ class _Step:
         names = [call.type for call in self.graph.calls]
         total = sum(sum(each.values()) for each in gradients)
         is_accumulated = self.prices.execution.microbatches > 1
-        done = 0
+        done = 0.0
         moments = []
         for place in reversed(range(len(names))):
             name = names[place]

@@ -15,6 +15,7 @@ from rich.text import Text
 from autopar.plan.schema import MemoryEntry, OperatorEntry, Plan, SegmentTypeEntry
 from autopar.report.anatomy import NOTHING, PARTIAL, ROLES, Anatomy, anatomy
 from autopar.report.communication import SILENT, Exchange, exchanges
+from autopar.report.stages_text import execution_text, stage_memory_table, stages_table
 from autopar.report.units import plain, show_bytes, show_count, show_flops, show_seconds, show_share
 from cost_models.cluster import Cluster
 
@@ -53,6 +54,7 @@ def summary(plan: Plan, *, cluster: Cluster | None = None, is_full: bool = False
     opened = anatomy(plan, cluster)
     return Group(
         _headline(opened),
+        *_stages(plan),
         Rule("What each axis does", align="left", style="dim"),
         *_axes(opened),
         Rule("Operators", align="left", style="dim"),
@@ -82,6 +84,7 @@ def _headline(opened: Anatomy) -> RenderableType:
         ),
         ("cluster", _cluster(plan)),
         ("mesh", _mesh(plan) + (f"   (pinned: {plain(plan.pins)})" if plan.pins else "")),
+        ("execution", execution_text(plan)),
     ]
     grid = Table.grid(padding=(0, 2))
     for label, text in lines:
@@ -89,7 +92,7 @@ def _headline(opened: Anatomy) -> RenderableType:
     memory = f"{show_bytes(predicted.peak_memory_bytes)} of {show_bytes(cluster.memory_limit_bytes)}"
     figures = Text.assemble(
         (show_seconds(predicted.step_time_s), "bold"),
-        " a step   ",
+        " a step" + _host_note(plan) + "   ",
         (f"{show_count(predicted.tokens_per_s)} tokens/s", "bold"),
         "   ",
         (show_share(predicted.mfu), "bold"),
@@ -103,15 +106,34 @@ def _headline(opened: Anatomy) -> RenderableType:
     )
 
 
+def _stages(plan: Plan) -> Iterator[RenderableType]:
+    if len(plan.stages) > 1:
+        yield Rule("Stages", align="left", style="dim")
+        yield stages_table(plan)
+
+
+def _host_note(plan: Plan) -> str:
+    """Where the host, which issues the kernels, may be the limit: the range that a step lies in."""
+    predicted = plan.predicted
+    if predicted.limit != "host":
+        return ""
+    low, high = show_seconds(predicted.step_time_low_s), show_seconds(predicted.step_time_high_s)
+    return f" ({low} to {high}: the host that issues the kernels is the limit)"
+
+
 def _breakdown(opened: Anatomy) -> str:
     """Where the step's time goes."""
     realized = opened.realized
     optimizer_s = sum(realized.upkeep_s.values()) - realized.traffic_s
+    predicted = opened.plan.predicted
+    ranks = len(predicted.memory)
     parts = [
-        (realized.operator_s, "operators"),
-        (opened.plan.predicted.exposed_communication_s, "exposed communication"),
-        (optimizer_s, "optimizer"),
+        (realized.operator_s / ranks, "operators"),
+        (predicted.exposed_communication_s, "exposed communication"),
+        (optimizer_s / ranks, "optimizer"),
     ]
+    if predicted.bubble_fraction:
+        parts.append((predicted.bubble_fraction * predicted.step_time_s, "pipeline bubble"))
     return ", ".join(f"{show_seconds(seconds)} {label}" for seconds, label in parts)
 
 
@@ -308,6 +330,8 @@ def _collectives(hops: Iterable[tuple[str, str]]) -> str:
 
 
 def _memory(plan: Plan) -> RenderableType:
+    if len(plan.predicted.memory) > 1:
+        return stage_memory_table(plan, MEMORY_CATEGORIES)
     grid = Table.grid(padding=(0, 2))
     grid.add_column()
     grid.add_column(justify="right")
