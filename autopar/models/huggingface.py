@@ -108,7 +108,9 @@ class HuggingFaceSource(ModelSource):
         except Exception as error:
             raise ModelError(f"{self.text}: {type(error).__name__}: {error}") from error
         if self.class_name.endswith(CONDITIONAL) and getattr(config, "decoder_start_token_id", None) is None:
-            config.decoder_start_token_id = config.pad_token_id or 0  # T5 leaves it to whoever generates text
+            config.decoder_start_token_id = (
+                getattr(config, "pad_token_id", None) or 0
+            )  # T5 leaves it to whoever generates text
         return config
 
     def _read_config(self, path: Path) -> dict[str, Any]:
