@@ -129,7 +129,9 @@ class Staging:
             calls = [call for stage in mine for call in self._calls(stage)]
             seconds.append(sum(self._stage_s(stage) for stage in mine) + self._sends_s(rank, stages))
             upkeep.append(self._upkeep(calls, self.microbatches * seconds[-1]))
-            memories.append(_joined([self._memory(stage, flights[rank]) for stage in mine]))
+            memories.append(
+                _joined([self._memory(stage, flights[rank]) for stage in mine], self.prices.execution.zero)
+            )
         pipeline = pipeline_s(
             schedule,
             seconds,
@@ -283,14 +285,15 @@ def _part(graph: Graph, calls: Sequence[SegmentCall]) -> Graph:
     )
 
 
-def _joined(memories: Sequence[Memory]) -> Memory:
-    """A rank's stages: they share what one operator needs at a time."""
+def _joined(memories: Sequence[Memory], zero: int) -> Memory:
+    """A rank's stages: they share what one operator needs at a time, and parameters gathered for each use."""
     first = memories[0]
+    gathered = [memory.gathered for memory in memories]
     return Memory(
         parameters=sum(memory.parameters for memory in memories),
         gradients=sum(memory.gradients for memory in memories),
         optimizer=sum(memory.optimizer for memory in memories),
-        gathered=max(memory.gathered for memory in memories),
+        gathered=sum(gathered) if 0 < zero < 3 else max(gathered),
         activations=sum(memory.activations for memory in memories),
         temporaries=max(memory.temporaries for memory in memories),
         overhead=first.overhead,
