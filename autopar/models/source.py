@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["BuiltModel", "ModelSource", "closest", "random_integers", "seeded"]
 
@@ -75,9 +76,22 @@ class ModelSource(ABC):
 def seeded(seed: int, device: str) -> Iterator[None]:
     """Makes new tensors on ``device`` from a seed; the global random state is as before afterwards."""
     devices = range(torch.cuda.device_count()) if device.startswith("cuda") else ()
-    with torch.random.fork_rng(devices=devices), torch.device(device):
+    values = _WithoutValues() if device == "meta" else nullcontext()
+    with torch.random.fork_rng(devices=devices), torch.device(device), values:
         torch.manual_seed(seed)
         yield
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out ``torch.nn.init``, whose numbers a tensor on meta forgets: two thirds of building a model."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        is_forgotten = isinstance(tensor, Tensor) and tensor.is_meta
+        if is_forgotten and getattr(func, "__module__", "") == "torch.nn.init":
+            return tensor
+        return func(*args, **kwargs)
 
 
 def random_integers(bound: int, *shape: int) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.errors import ModelError
 from autopar.models import parse_model
@@ -120,3 +123,19 @@ def test_a_gpt_has_a_position_for_every_token() -> None:
 def test_errors_name_the_thing_and_the_choices(text: str, words: str) -> None:
     with pytest.raises(ModelError, match=f"(?s){words}"):
         parse_model(text)
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_on_meta_no_parameter_is_drawn(name: str) -> None:
+    class Drawn(TorchDispatchMode):
+        """Lists the operators that run."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            drawn.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    drawn: list[str] = []
+    with Drawn():
+        built = parse_model(f"{name}:layers=2").build()
+    assert not {"normal_", "uniform_"} & set(drawn)
+    assert all(each.is_meta for each in built.module.parameters())
