@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
@@ -70,9 +70,9 @@ class Outline:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Lets the blocks' forwards go through here."""
+        """Lets the blocks' forwards go through here; their signatures are what they were."""
         for path, (block, _) in self.blocks.items():
-            vars(block)["forward"] = partial(self._forward, path)
+            vars(block)["forward"] = update_wrapper(partial(self._forward, path), block.forward)
         try:
             yield
         finally:

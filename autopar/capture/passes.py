@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from autopar.capture.fold import Folder
+from autopar.capture.forward import Traced, trace_once, trace_whole
 from autopar.capture.functional import make_functional
 from autopar.capture.gradients import cut_gradients
 from autopar.capture.graph import Graph, GraphInput, GraphParameter
@@ -17,7 +18,6 @@ from autopar.capture.segments import Run, cut, repeated_blocks, repeated_calls
 from autopar.capture.simplify import copy_held_outputs, drop_identities, drop_unused
 from autopar.capture.splice import splice
 from autopar.capture.trace import Call, Trace
-from autopar.capture.traced import Traced, trace_once, trace_whole
 from autopar.capture.wiring import wire
 
 __all__ = ["capture", "graph_of"]

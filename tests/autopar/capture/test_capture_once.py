@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +14,13 @@ from torch.nn import functional as F
 
 from autopar.capture import capture, fingerprint
 from autopar.capture.export import ready
+from autopar.capture.forward import trace_once, trace_whole
 from autopar.capture.graph import Graph
 from autopar.capture.inputs import prepare
 from autopar.capture.likeness import alike_blocks
 from autopar.capture.outline import Outline
 from autopar.capture.passes import graph_of
 from autopar.capture.precision import capture_in
-from autopar.capture.traced import trace_once, trace_whole
 from autopar.models import parse_model
 from tests.autopar.capture.sample_models import hugging_face
 
@@ -239,6 +240,19 @@ class Sames(Stack):
         return x.sum()
 
 
+class Asking(Stack):
+    """Asks its blocks what they take."""
+
+    def __init__(self) -> None:
+        super().__init__(Same)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            takes_two = "y" in inspect.signature(layer.forward).parameters
+            x = layer(x, x + 1) if takes_two else layer(x, x)
+        return x.sum()
+
+
 class Normed(Block):
     """Updates statistics, and drops."""
 
@@ -349,6 +363,7 @@ ONCE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "blocks without gradients": (PartlyFrozen, 4),
     "several arguments": (Pairs, 2),
     "one argument twice": (Sames, 2),
+    "signatures": (Asking, 1),
     "statistics": (lambda: Stack(Normed), 1),
     "in place": (lambda: Stack(InPlace), 1),
     "a frozen block": (Frozen, 1),
