@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopar.codegen.tables import blocks_table, has_recompute
+from autopar.codegen.tables import blocks_table, has_recompute, output_joins
 from autopar.codegen.text import identifier
 from autopar.shardings.sharded import ShardedGraph
 
@@ -86,7 +86,7 @@ def _running_arguments(sharded: ShardedGraph) -> str:
     """What ``Running`` is told: of the plain step, and of what is beside it."""
     microbatches = sharded.graph.microbatches
     plain = "module, mesh, INPUTS, OUTPUTS, orders"
-    options = ["MICROBATCHES", "JOINS"] if microbatches.joins else []
+    options = ["MICROBATCHES", "JOINS"] if output_joins(sharded) else []
     options += ["counts=count_targets_of"] if microbatches.counted else []
     options += ["pipeline=Pipeline(STAGES, PARAMETERS, SCHEDULE)"] if sharded.stage_ranks > 1 else []
     if not options:

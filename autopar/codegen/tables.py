@@ -12,7 +12,7 @@ from autopar.codegen.text import identifier, quoted
 from autopar.shardings.placement import REPLICATE, Layout, format_layout
 from autopar.shardings.sharded import ShardedGraph, stages_of_parameters
 
-__all__ = ["blocks_table", "has_recompute", "program_tables"]
+__all__ = ["blocks_table", "has_recompute", "output_joins", "program_tables"]
 
 _INDEXED = re.compile(r"([A-Za-z0-9_.]*?)\.?\b(\d+)(\.[A-Za-z0-9_.]+)?")
 """A path with a number in it: what stands before the first one, the number, and the rest."""
@@ -71,8 +71,8 @@ def _execution(sharded: ShardedGraph) -> Iterator[str]:
         )
     if has_recompute(sharded):
         yield _recompute(sharded)
-    if microbatches.joins:
-        joins = _tuple(quoted(join) for join in microbatches.joins)
+    if output_joins(sharded):
+        joins = _tuple(quoted(join) for join in output_joins(sharded))
         yield _documented(
             f"MICROBATCHES = {microbatches.count}\nJOINS = {joins}",
             "Slices of the batch that run one after the other, and how their outputs combine.",
@@ -82,6 +82,13 @@ def _execution(sharded: ShardedGraph) -> Iterator[str]:
 def has_recompute(sharded: ShardedGraph) -> bool:
     """True when some block computes something again in the backward."""
     return any(stage.recompute != "none" for stage in sharded.stages)
+
+
+def output_joins(sharded: ShardedGraph) -> tuple[str, ...]:
+    """How each output combines over microbatches; a pipeline asks even where there is one, a plain step does not."""
+    if sharded.graph.microbatches.joins or sharded.stage_ranks == 1:
+        return sharded.graph.microbatches.joins
+    return tuple("cat 0" if sharded.graph.values[name].shape else "sum" for name in sharded.graph.outputs)
 
 
 def _recompute(sharded: ShardedGraph) -> str:
