@@ -300,7 +300,9 @@ def predicted_entry(
         step_time_s=step_s,
         tokens_per_s=training.tokens / step_s if step_s else 0.0,
         mfu=flops / (step_s * cluster.devices * cluster.device.peak(dtype)) if step_s else 0.0,
-        peak_memory_bytes=staged.peak if staged else realized.memory.allocated,
+        peak_memory_bytes=max(
+            memory.allocated for memory in (staged.memory if staged else (realized.memory,))
+        ),
         exposed_communication_s=max(
             0.0, device_s * (1.0 - bubble) - (realized.operator_s + optimizer_s) / ranks
         ),

@@ -28,6 +28,8 @@ class MeshAxis:
     """``model``, ``replicate`` or ``shard``."""
     role: str = ""
     """The pinned role (``tp``, ``cp``, ``dp_shard``…); empty where the search is free."""
+    label: str = ""
+    """What a free axis may shard, beside nothing: ``batch`` or ``sequence``; anything where empty."""
 
     @property
     def is_data(self) -> bool:

@@ -17,6 +17,7 @@ from autopar.planner.fusion import Fusion
 from autopar.planner.internal import internal_all_reduces
 from autopar.planner.kept import Kept
 from autopar.planner.kernels import Kernels, kernels_of
+from autopar.planner.labels import BATCH
 from autopar.planner.mesh import SHARD, MeshAxis
 from autopar.planner.operators import PlannedType
 from autopar.planner.regions import execution_of
@@ -29,7 +30,7 @@ from cost_models.collectives import all_gather_s, all_reduce_s, all_to_all_s, re
 from cost_models.dtypes import dtype_bytes
 from cost_models.operators import Work, host_s, operator_s
 
-__all__ = ["Known", "OperatorPrice", "PricedStrategy", "Prices"]
+__all__ = ["MASTER_BYTES", "Known", "OperatorPrice", "PricedStrategy", "Prices"]
 
 PLAIN_STEP_S = 1e-8
 """Added to every step of a conversion, so that among equals the plan with fewer of them wins."""
@@ -173,7 +174,7 @@ class Prices:
             | frozenset(
                 shard(dim)
                 for dim, size in enumerate(value.shape)
-                if size % axis.size == 0 and (dim == 0 or not axis.role.startswith("dp_"))
+                if size % axis.size == 0 and (dim == 0 or axis.label != BATCH)
             )
             for position, axis in enumerate(self.axes)
         )

@@ -19,8 +19,8 @@ from autopar.planner.operators import planned_types
 from autopar.planner.pins import ZERO_LEVELS
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, realize
-from autopar.planner.staging import Staged, Staging
 from autopar.planner.saved import saved_by
+from autopar.planner.staging import Staged, Staging
 from autopar.planner.step import step_s
 from autopar.planner.tensors import parameter_groups, resting_placement
 from autopar.shardings.calls import Call

@@ -23,6 +23,8 @@ def allowed_choices(operator: PlannedOperator, axis: MeshAxis, labels: Labels) -
         fitting = _tensor_parallel(operator, fitting, labels)
     elif axis.role in _LABEL_OF_ROLE:
         fitting = _must_shard(operator, fitting, labels, _LABEL_OF_ROLE[axis.role])
+    elif axis.label:
+        fitting = _may_shard(operator, fitting, labels, axis.label)
     return _without_idling(operator, fitting)
 
 
@@ -57,6 +59,17 @@ def _must_shard(
     named = [(choice, label_of_choice(operator.call, choice, labels)) for choice in choices]
     sharding = tuple(choice for choice, label in named if label == wanted)
     return sharding or tuple(choice for choice in choices if not choice.factor)
+
+
+def _may_shard(
+    operator: PlannedOperator, choices: tuple[AxisChoice, ...], labels: Labels, wanted: str
+) -> tuple[AxisChoice, ...]:
+    """Shard one kind of dim, or nothing."""
+    return tuple(
+        choice
+        for choice in choices
+        if not choice.factor or label_of_choice(operator.call, choice, labels) == wanted
+    )
 
 
 def _tensor_parallel(

@@ -246,10 +246,10 @@ class _Search:
         key = (
             execution.microbatches,
             sizes,
-            (execution.is_compiled, execution.recompute, execution.stage_ranks, tuple(a.role for a in axes)),
+            (execution.is_compiled, execution.recompute, execution.stage_ranks, tuple(a.label for a in axes)),
         )
         if key not in self.known:
-            paths = (sizes, tuple(axis.role for axis in axes), execution.stage_ranks)
+            paths = (sizes, tuple(axis.label for axis in axes), execution.stage_ranks)
             tables, steps = self.conversions.setdefault(paths, ({}, {}))
             self.known[key] = Known(tables=tables, steps=steps)
         return Prices(self.cluster, axes, self.known[key], execution)

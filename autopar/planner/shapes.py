@@ -10,10 +10,11 @@ up in closed form. The best of them are then planned exactly.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autopar.errors import PinError
 from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
+from autopar.planner.labels import BATCH, SEQUENCE
 from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
 from autopar.planner.pins import Pins
 from cost_models.cluster import Cluster
@@ -48,15 +49,13 @@ class Shape:
         """The mesh of one stage, outermost axis first; on tensor ranks operators are free unless these are pinned."""
         rests_sharded = self.dp_shard > 1 or self.execution.zero > 0
         axes = (
-            MeshAxis(self.dp_replicate, REPLICATE, "dp_replicate"),
-            MeshAxis(self.dp_shard, SHARD, "dp_shard"),
-            MeshAxis(self.cp, SHARD if rests_sharded else REPLICATE, "cp"),
+            MeshAxis(self.dp_replicate, REPLICATE, "dp_replicate", BATCH),
+            MeshAxis(self.dp_shard, SHARD, "dp_shard", BATCH),
+            MeshAxis(self.cp, SHARD if rests_sharded else REPLICATE, "cp", SEQUENCE),
             MeshAxis(self.tp, MODEL, "tp"),
         )
         return tuple(
-            axis if axis.role != "tp" or "tp" in pins.sizes else MeshAxis(axis.size, axis.kind)
-            for axis in axes
-            if axis.size > 1
+            axis if axis.role in pins.sizes else replace(axis, role="") for axis in axes if axis.size > 1
         )
 
     def sequences(self, batch: int) -> int:

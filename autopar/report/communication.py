@@ -8,6 +8,8 @@ from math import prod
 
 from autopar.capture.graph import Graph
 from autopar.planner.mesh import SHARD
+from autopar.planner.prices import MASTER_BYTES
+from autopar.planner.tensors import parameter_groups
 from autopar.report.anatomy import Anatomy
 from autopar.shardings.conversion import Step
 from autopar.shardings.placement import Layout, local_shape
@@ -133,14 +135,24 @@ def _hop(step: Step, conversion: Conversion, before: Layout, after: Layout, open
 
 def _parameter_traffic(opened: Anatomy) -> Iterator[Exchange]:
     """Gathers of parameters and sums of gradients along the data axes."""
-    trained_bytes = opened.plan.predicted.memory[0].gradients_bytes * opened.prices.shard_ways
-    gather_s = opened.prices.gather_s(trained_bytes)
+    elements = gathered_bytes = 0.0
+    for group in parameter_groups(opened.sharded.graph):
+        value, layout = group.value, opened.sharded.parameters[group.names[0]]
+        if value.requires_grad:
+            held = len(group.names) * prod(local_shape(value.shape, layout, opened.sharded.sizes))
+            gathered_bytes += held * dtype_bytes(value.dtype)
+            elements += held
+    trained_bytes = round(MASTER_BYTES * elements)
+    gather_s = opened.prices.gather_s(gathered_bytes)
     sum_s = opened.prices.gradient_sync_s(trained_bytes)
     shards = [axis for axis in opened.sharded.axes if axis.kind == SHARD]
     if shards:
         names = " ".join(axis.name for axis in shards)
-        hop = Hop(names, "all_gather", "all_gather", trained_bytes, trained_bytes, gather_s / 2, gather_s / 2)
-        yield Exchange("", "parameters, for use", f"{names}: at rest → whole, twice", (hop,), 1, gather_s)
+        size, is_twice = round(gathered_bytes), opened.prices.execution.zero == 3
+        backward = ("all_gather", size, gather_s / 2) if is_twice else ("nothing", 0, 0.0)
+        hop = Hop(names, "all_gather", backward[0], size, backward[1], gather_s - backward[2], backward[2])
+        often = "for every use" if is_twice else "once"
+        yield Exchange("", "parameters, for use", f"{names}: at rest → whole, {often}", (hop,), 1, gather_s)
     data = [axis for axis in opened.sharded.axes if axis.is_data]
     if data:
         names = " ".join(axis.name for axis in data)

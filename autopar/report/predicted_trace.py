@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from autopar.errors import PlanError
+from autopar.planner.step import step_s
 from autopar.report.anatomy import Anatomy
 from autopar.report.step_blocks import planned_step
 from autopar.report.trace import TraceEvent, trace_events
@@ -13,7 +14,9 @@ from cost_models.simulator import simulate
 from cost_models.simulator_blocks import step_actions
 from cost_models.timeline import Timeline
 
-__all__ = ["PredictedTrace", "predicted_trace"]
+__all__ = ["HOST", "PredictedTrace", "predicted_trace"]
+
+HOST = "devices that wait for the host, which the trace leaves out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,14 @@ def _differences_s(opened: Anatomy, timeline: Timeline, alone: Timeline) -> dict
     predicted = opened.plan.predicted
     slowed_s = timeline.step_s - alone.step_s
     found = {"compute and collectives slow each other down": slowed_s}
+    waits_s = 0.0
+    if len(timeline.ranks) == 1:
+        waits_s = step_s(opened.realized, opened.prices) - predicted.step_time_s
+        found[HOST] = waits_s
     if len(timeline.ranks) > 1:
         found["the schedule as it is played, not as its closed form"] = alone.step_s - predicted.step_time_s
         return found
     exposed_s = alone.exposed_communication_s(0) - predicted.exposed_communication_s
     found["communication that no operator hides"] = exposed_s
-    found["other"] = timeline.step_s - predicted.step_time_s - exposed_s - slowed_s
+    found["other"] = timeline.step_s - predicted.step_time_s - exposed_s - slowed_s - waits_s
     return found

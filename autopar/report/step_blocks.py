@@ -68,10 +68,7 @@ def planned_step(opened: Anatomy, most_parts: int = MOST_PARTS) -> PlannedStep:
         gathers_once=execution.zero < 3,
         overlaps=overlaps,
     )
-    resting = tuple(
-        each.parameters_bytes + each.gradients_bytes + each.optimizer_bytes + each.overhead_bytes
-        for each in memories
-    )
+    resting = tuple(each.parameters_bytes + each.gradients_bytes + each.optimizer_bytes for each in memories)
     return PlannedStep(step, dict(_details(blocks, pieces, step)), resting)
 
 

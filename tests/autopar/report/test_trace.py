@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from autopar.report.anatomy import Anatomy, anatomy
-from autopar.report.predicted_trace import PredictedTrace, predicted_trace
+from autopar.report.predicted_trace import HOST, PredictedTrace, predicted_trace
 from autopar.report.step_blocks import Detail, planned_step
 from autopar.report.trace import trace_events
 from cost_models.simulator import simulate
@@ -47,7 +47,8 @@ def test_a_trace_is_sound(choice: tuple[str, str]) -> None:
 @pytest.mark.parametrize("choice", WITHOUT_OVERLAP, ids=str)
 def test_without_overlap_a_traced_step_takes_as_long_as_the_plan_says(choice: tuple[str, str]) -> None:
     found = traced(*choice)
-    assert found.timeline.step_s == pytest.approx(found.plan_step_s, rel=1e-3)
+    device_step_s = found.plan_step_s + found.differences_s[HOST]
+    assert found.timeline.step_s == pytest.approx(device_step_s, rel=1e-3)
     planned = opened(*choice).plan.predicted
     assert found.timeline.exposed_communication_s(0) == pytest.approx(
         planned.exposed_communication_s, rel=1e-2, abs=1e-3 * found.plan_step_s
@@ -146,8 +147,10 @@ def test_a_pipeline_is_played_close_to_the_plans_closed_form(choice: tuple[str, 
     resting = planned_step(opened(*choice)).resting_bytes
     for rank, memory in enumerate(plan.predicted.memory):
         assert found.timeline.memory[rank][-1][1] == resting[rank]
-        planned_bytes = sum(msgspec.to_builtins(memory).values())
-        assert found.timeline.peak_bytes(rank) == pytest.approx(planned_bytes, rel=0.1)
+        planned_bytes = sum(msgspec.to_builtins(memory).values()) - memory.overhead_bytes
+        # A backward in two halves holds what one operator needs beside its tensors twice.
+        twice = memory.temporaries_bytes if "zero-bubble" in choice[1] else 0
+        assert 0.9 * planned_bytes <= found.timeline.peak_bytes(rank) <= 1.1 * (planned_bytes + twice)
 
 
 def test_a_pipeline_of_equal_ranks_shows_one_or_more_of_each_stage() -> None:
