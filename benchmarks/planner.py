@@ -110,6 +110,7 @@ def ask(question: Question) -> Answer:
 def answer(question: Question) -> Phases:
     """Does what ``autopar plan`` does, phase by phase."""
     clock = _Clock()
+    import atexit
     import gc
 
     import torch._dynamo  # noqa: F401  what torch.export imports at its first call
@@ -122,6 +123,7 @@ def answer(question: Question) -> Phases:
     from autopar.report.text import summary
 
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    atexit.register(gc.freeze)
     import_s = clock.lap_s()
     cluster = cluster_named(question.cluster)
     built = parse_model(question.model).build(global_batch=question.global_batch, seq_len=question.seq_len)

@@ -5,6 +5,7 @@ Nothing here imports torch, so that ``--help`` and misspelt options answer at on
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Sequence
 from typing import NoReturn
@@ -46,6 +47,7 @@ app.command("profile")(profile)
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command (``sys.argv`` by default) and exit: 0, 1 for a failed verification, 2 for an error."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    atexit.register(gc.freeze)  # a last look for garbage, among all of torch, would take a second
     try:
         app(args=None if arguments is None else list(arguments), prog_name="autopar")
     except AutoparError as error:
