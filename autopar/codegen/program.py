@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autopar.codegen.build import BUILD_NAMES, build_source
+from autopar.codegen.checks import check_graph
 from autopar.codegen.counts import counting_function, counting_source
 from autopar.codegen.function import Function, class_source
 from autopar.codegen.root import RootWriter, block_function, head_function, is_block
@@ -19,8 +20,10 @@ __all__ = ["program_source"]
 def program_source(sharded: ShardedGraph, title: str, *, is_compiled: bool = False) -> str:
     """The program of a sharded graph as Python source; ``title`` becomes the first line of its docstring.
 
-    ``is_compiled``: ``build`` compiles blocks and the loss head unless it is told otherwise.
+    ``is_compiled``: ``build`` compiles blocks and the loss head unless it is told otherwise. Raises ``PlanError``
+    for a graph that does not hang together.
     """
+    check_graph(sharded.graph)
     blocks = [
         block_function(sharded, segment) for segment in sharded.graph.types if is_block(sharded, segment)
     ]
