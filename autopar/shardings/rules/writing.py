@@ -61,23 +61,29 @@ def _repeat(call: Call) -> Loops:
 
 
 def _index(call: Call) -> Loops | None:
-    """Leading dims looked up by whole numbers: ``x[i, j]`` is ``x v w …, i …, j … -> i … …``."""
+    """Neighbouring dims looked up by whole numbers: ``x[:, i, j]`` is ``b [v] [w] …, i, j -> b (i j) …``."""
     places = call.argument(1, "indices", ())
-    if not isinstance(places, tuple) or not all(isinstance(place, Ref) for place in places):
+    if not isinstance(places, tuple):
+        return None
+    before = next((place for place, index in enumerate(places) if index is not None), len(places))
+    if not all(isinstance(place, Ref) for place in places[before:]):
         return None
     source, indices = call.operands[0], call.operands[1:]
     if any(not index.dtype.startswith("int") for index in indices):
         return None
-    count = len(call.result.shape) - (len(source.shape) - len(indices))
     result = _plain(len(call.result.shape))
-    looked_up = call.result.shape[:count]
-    operands = ((),) * len(indices) + result[count:]
-    return Loops(
-        (operands, *(broadcast_dims(index.shape, looked_up) for index in indices)),
-        (result,),
-        linear=(frozenset([0]),),
-        is_heavy=False,
-    )
+    after = len(result) - (len(source.shape) - before - len(indices))
+    operand = (*result[:before], *[()] * len(indices), *result[after:])
+    looked_up = [
+        tuple(_moved(dim, before) for dim in broadcast_dims(index.shape, call.result.shape[before:after]))
+        for index in indices
+    ]
+    return Loops((operand, *looked_up), (result,), linear=(frozenset([0]),), is_heavy=False)
+
+
+def _moved(dim: Dim, by: int) -> Dim:
+    """The dim's factor as the result counts it, ``by`` dims further."""
+    return tuple(DimFactor(f"d{int(factor.name.removeprefix('d')) + by}") for factor in dim)
 
 
 RULES: dict[str, Rule] = {

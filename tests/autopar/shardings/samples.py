@@ -499,7 +499,12 @@ def _repeat(draw: Draw) -> Arguments:
 def _index(draw: Draw) -> Arguments:
     table = draw.normal(9, *draw.shape(2))
     if draw.chance():
-        return table, [draw.integers(9, *draw.shape(2))]
+        rows = draw.integers(9, *draw.shape(2))
+        return (
+            (table, [rows])
+            if draw.chance()
+            else (table.detach().movedim(0, 1).requires_grad_(), [None, rows])
+        )
     rows, columns = draw.integers(9, draw.even(), 1), draw.integers(table.shape[1], 1, draw.even())
     return table, [rows, columns]
 
