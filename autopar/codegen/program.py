@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autopar.codegen.build import BUILD_NAMES, build_source
-from autopar.codegen.checks import check_graph
+from autopar.codegen.checks import check_sharded
 from autopar.codegen.counts import counting_function, counting_source
 from autopar.codegen.function import Function, class_source
 from autopar.codegen.root import RootWriter, block_function, head_function, is_block
@@ -23,7 +23,7 @@ def program_source(sharded: ShardedGraph, title: str, *, is_compiled: bool = Fal
     ``is_compiled``: ``build`` compiles blocks and the loss head unless it is told otherwise. Raises ``PlanError``
     for a graph that does not hang together.
     """
-    check_graph(sharded.graph)
+    check_sharded(sharded)
     blocks = [
         block_function(sharded, segment) for segment in sharded.graph.types if is_block(sharded, segment)
     ]
