@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from autopar import parallelize
-from autopar.capture import capture, fingerprint
+from autopar.capture import fingerprint
 from autopar.capture.graph import Graph
+from autopar.capture.precision import capture_in
 from autopar.clusters import cluster_named
 from autopar.models import parse_model
 from autopar.plan.files import parse_plan
@@ -54,6 +55,14 @@ MODELS: Mapping[str, str] = {
     "two-tower": "tests/models/fused_two_tower.py:factory",
 }
 """By the name that tests give them. The ViT sees 3 × 5 patches and a class token: 16 positions divide."""
+DEEP_MODELS: Mapping[str, str] = {
+    "gpt-4": "gpt:layers=4,hidden=32,heads=4,vocab=64",
+    "llama-4": "llama:layers=4,hidden=32,heads=4,kv_heads=2,vocab=64,ffn=64",
+    "mlp-4": "mlp:layers=4,hidden=32,classes=8",
+    "hf-t5": "hf:T5ForConditionalGeneration:tests/models/t5.json",
+    "hf-whisper": "hf:WhisperForConditionalGeneration:tests/models/whisper.json",
+}
+"""Those of four blocks, for pipelines; the last two have an encoder that every block of their decoder reads."""
 
 Force = Callable[[PlannedOperator, Strategy, int], bool]
 """Whether a strategy does what is wanted along one (model) axis."""
@@ -105,6 +114,8 @@ class Case:
     """Targets do not count in the first half of the batch, nor in the first quarter of the next sequence."""
     axes: int = 0
     """Take the best plan whose mesh has this many axes; 0 for the best of all."""
+    precision: str = "fp32"
+    compile: bool = False
 
     @property
     def world(self) -> int:
@@ -112,6 +123,7 @@ class Case:
 
     def __str__(self) -> str:
         batch = f" batch={self.batch}" * (self.batch != 8) + " uneven" * self.uneven
+        batch += f" {self.precision}" * (self.precision != "fp32") + " compiled" * self.compile
         way = " ".join(filter(None, (self.pins, self.force))) or ("own" + f" {self.axes}-d" * bool(self.axes))
         return f"{self.model} {self.cluster} {way}{batch}"
 
@@ -176,8 +188,8 @@ class Errors:
 
 def build(model: str, batch: int, uneven: bool) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """The plain module and a global batch, the same in every process."""
-    source = parse_model(MODELS[model])
-    sizes = {} if "factory" in MODELS[model] else {"global_batch": batch, "seq_len": SEQ_LEN}
+    source = parse_model({**MODELS, **DEEP_MODELS}[model])
+    sizes = {} if model == "two-tower" else {"global_batch": batch, "seq_len": SEQ_LEN}
     built = source.build(device="cpu", seed=0, **sizes)
     args, kwargs = built.args, dict(built.kwargs)
     if uneven:
@@ -189,14 +201,14 @@ def build(model: str, batch: int, uneven: bool) -> tuple[nn.Module, tuple[Any, .
 
 
 @cache
-def _graph(model: str, batch: int, uneven: bool) -> Graph:
+def _graph(model: str, batch: int, uneven: bool, precision: str) -> Graph:
     module, args, kwargs = build(model, batch, uneven)
-    return capture(module, args, kwargs)
+    return capture_in(precision, module, args, kwargs)
 
 
 def case_plan(case: Case) -> Plan:
     """The plan of a case. Raises ``AutoparError`` where there is none."""
-    graph = _graph(case.model, case.batch, case.uneven)
+    graph = _graph(case.model, case.batch, case.uneven, case.precision)
     cluster = cluster_named(case.cluster)
     forces = [FORCES[name] for name in filter(None, case.force.split("+"))]
 
@@ -204,9 +216,18 @@ def case_plan(case: Case) -> Plan:
         places = [place for place, axis in enumerate(axes) if axis.kind == MODEL]
         return all(force(operator, strategy, place) for force in forces for place in places)
 
-    found = search(graph, cluster, Options(parse_pins(case.pins), keep=keep if forces else None))
+    options = Options(parse_pins(case.pins), keep=keep if forces else None, is_compiled=case.compile)
+    found = search(graph, cluster, options)
     question = Question(
-        "", fingerprint(graph), cluster, cluster.device.memory_bytes, "fp32", "adamw", case.pins, ""
+        source="",
+        fingerprint=fingerprint(graph),
+        cluster=cluster,
+        memory_limit_bytes=cluster.device.memory_bytes,
+        precision=case.precision,
+        optimizer="adamw",
+        pins=case.pins,
+        version="",
+        compile=case.compile,
     )
     return make_plan(graph, question, _with_axes(found, case.axes))
 

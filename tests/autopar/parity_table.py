@@ -12,14 +12,16 @@ from autopar.errors import AutoparError
 from autopar.plan.files import format_plan
 from autopar.plan.schema import Plan
 from tests.autopar.parity import EPSILON, LEARNING_RATE, STEPS, Case, all_cases, case_plan, measure, worst
+from tests.autopar.parity_executions import execution_cases, pipeline_cases
 from tests.gloo_pool import GlooPool, RankFailedError
 
 HEAD = f"""# Parallel against plain training
 
 Relative errors, norm-wise, of the loss, of the worst gradient and of the worst parameter after {STEPS} steps
 of AdamW (learning rate {LEARNING_RATE}, epsilon {EPSILON}); float32, gloo processes on CPU, torch {torch.__version__}.
-Models, ways and the floors of the errors: `tests/autopar/parity.py`. `pytest tests/autopar/test_parity.py`
-demands 1e-5 of loss and gradients, 1e-4 of parameters. Written by
+Models, ways and the floors of the errors: `tests/autopar/parity.py` and `parity_executions.py` (microbatches,
+recomputation, ZeRO, stages). `pytest tests/autopar/test_parity.py tests/autopar/test_parity_executions.py` demands
+1e-5 of loss and gradients, 1e-4 of parameters. Written by
 
     python -m tests.autopar.parity_table benchmarks/results/parity_2026-11.md
 
@@ -30,9 +32,9 @@ demands 1e-5 of loss and gradients, 1e-4 of parameters. Written by
 
 def rows() -> Iterator[str]:
     """One row per case, as it is done."""
-    with GlooPool(2) as two, GlooPool(4) as four:
-        pools = {2: two, 4: four}
-        for case in all_cases():
+    with GlooPool(2) as two, GlooPool(4) as four, GlooPool(8) as eight:
+        pools = {2: two, 4: four, 8: eight}
+        for case in (*all_cases(), *execution_cases(), *pipeline_cases()):
             yield _row(case, pools[case.world])
 
 
@@ -51,7 +53,10 @@ def _row(case: Case, pool: GlooPool) -> str:
 
 
 def _mesh(plan: Plan) -> str:
-    return " × ".join(f"{axis.axis} {axis.size}" for axis in plan.mesh)
+    """Axes, and beside them the schedule and the microbatches where there are several."""
+    axes = " × ".join(f"{axis.axis} {axis.size}" for axis in plan.mesh)
+    schedule = f", {plan.schedule.name}" * (plan.schedule.name != "none")
+    return axes + schedule + f", {plan.schedule.microbatches} microbatches" * (plan.schedule.microbatches > 1)
 
 
 def main() -> None:
