@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,10 @@ from tests.autopar.parity import Case, Errors, case_plan, measure, worst
 from tests.gloo_pool import GlooPool
 
 COMPILE_TIMEOUT_S = 500.0
+BFLOAT16_SLACK = 1.5
+"""How much larger the worst error may be than on one device, where sums run in another order."""
+BFLOAT16_LOSS = 4e-4
+"""A tenth of the rounding of bfloat16: losses of the models are averages of many rounded logits."""
 
 COMPILED = (
     Case("gpt-4", "cpu:2", "dp_shard=2,zero=2,microbatch=2,recompute=full", compile=True, uneven=True),
@@ -49,8 +54,11 @@ def test_compiled_programs_train_alike(case: Case, pool: GlooPool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BFLOAT16, ids=str)
-def test_bfloat16_is_as_far_from_float32_as_its_rounding(case: Case, pool: GlooPool) -> None:
-    """Products round to 8 bits, 4e-3; AdamW turns a gradient's error into at most a step of its own size."""
+def test_bfloat16_is_no_further_from_float32_than_on_one_device(case: Case, pool: GlooPool) -> None:
+    """Products round to 8 bits, 4e-3, whose way through a model is the model's own: up to 9e-2 in T5's norms."""
     errors = _errors(case, pool)
-    assert errors.loss <= 5e-3, errors
-    assert errors.gradient <= 5e-2, errors
+    alone = replace(case, cluster="cpu:1", pins="")
+    reference = measure(alone, format_plan(case_plan(alone)))
+    assert errors.loss <= max(BFLOAT16_SLACK * reference.loss, BFLOAT16_LOSS), errors
+    assert errors.gradient <= BFLOAT16_SLACK * reference.gradient, (errors, reference)
+    assert errors.parameter <= BFLOAT16_SLACK * reference.parameter, (errors, reference)
