@@ -93,7 +93,7 @@ def test_attention_by_tiles_gives_back_its_numbers() -> None:
 
 
 def test_attention_gives_back_its_rates_and_gain() -> None:
-    true = builtin_profile("h200").device.attention["attention"]
+    true = builtin_profile("b200").device.attention["attention"]
     rows = [
         (4.0 * heads * 0.5 * seq * seq * width, seq, width)
         for heads in (8, 64, 256)
