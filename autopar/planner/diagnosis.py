@@ -9,10 +9,10 @@ from autopar.capture.graph import Graph
 from autopar.errors import InfeasiblePlanError, PinError
 from autopar.planner.executions import microbatch_counts
 from autopar.planner.labels import is_sequence
+from autopar.planner.memory import Memory
 from autopar.planner.mesh import MeshAxis
 from autopar.planner.operators import PlannedType
 from autopar.planner.pins import Pins
-from autopar.planner.realize import Realized
 from autopar.planner.roles import does_main_work
 from autopar.shardings.sharded import ShardedGraph
 
@@ -79,12 +79,11 @@ def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:
     return ""
 
 
-def nothing_fits(leanest: Sequence[Realized], limit_bytes: int) -> InfeasiblePlanError:
+def nothing_fits(found: Sequence[tuple[ShardedGraph, Memory]], limit_bytes: int) -> InfeasiblePlanError:
     """The smallest plan found, what holds its memory, and what would help."""
-    if not leanest:
+    if not found:
         return InfeasiblePlanError("no strategy fits together on any mesh of this cluster: relax the pins.")
-    best = min(leanest, key=lambda realized: realized.memory.peak)
-    memory = best.memory
+    sharded, memory = min(found, key=lambda each: each[1].peak)
     categories = {
         "parameters, gradients and optimizer state": memory.parameters + memory.gradients + memory.optimizer,
         "parameters gathered for use": memory.gathered,
@@ -93,7 +92,8 @@ def nothing_fits(leanest: Sequence[Realized], limit_bytes: int) -> InfeasiblePla
         "context and communication buffers": memory.overhead,
     }
     worst = max(categories, key=lambda name: categories[name])
-    mesh = " × ".join(f"{axis.name} {axis.size}" for axis in best.sharded.axes) or "one device"
+    stages = [f"pp {sharded.stage_ranks}"] if sharded.stage_ranks > 1 else []
+    mesh = " × ".join([*stages, *(f"{axis.name} {axis.size}" for axis in sharded.axes)]) or "one device"
     return InfeasiblePlanError(
         f"no plan fits {_size(limit_bytes)} per device: the smallest found needs {_size(memory.peak)} "
         f"({mesh}; {worst} alone hold {_size(categories[worst])}). "

@@ -17,7 +17,7 @@ from autopar.planner.diagnosis import check_batch, check_idle, check_microbatch,
 from autopar.planner.estimate import Estimate, Estimator
 from autopar.planner.execution import Execution
 from autopar.planner.executions import Chain, execution_chains, stage_levels
-from autopar.planner.memory import device_overhead
+from autopar.planner.memory import Memory, device_overhead
 from autopar.planner.mesh import MeshAxis, candidate_meshes
 from autopar.planner.microbatches import Cut, batch_size, in_microbatches
 from autopar.planner.naming import axis_names
@@ -31,7 +31,7 @@ from autopar.planner.space import Keep, Space, search_space
 from autopar.planner.staging import Staged, Staging
 from autopar.planner.step import step_s
 from cost_models.cluster import Cluster
-from solver import Solution, Status, evaluate, smallest_usage, solve
+from solver import Solution, Status, evaluate, solve
 
 __all__ = ["Found", "Options", "Tried", "search"]
 
@@ -77,9 +77,15 @@ class Tried:
     """Stages of a pipeline, where there is one."""
 
     @property
+    def memory(self) -> Memory:
+        """Of the fullest device."""
+        memories = self.staged.memory if self.staged else (self.realized.memory,)
+        return max(memories, key=lambda memory: memory.peak)
+
+    @property
     def peak_bytes(self) -> int:
         """Of the fullest device."""
-        return self.staged.peak if self.staged else self.realized.memory.peak
+        return self.memory.peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,7 @@ class _Search:
         tried = [each for each in tried if not _splits_an_axis(each)] or tried
         busy = [each for each in tried if not check_idle(each.realized.sharded, self.whole.types)]
         if not tried:
-            raise nothing_fits([each.realized for each in misfits], self.limit)
+            raise nothing_fits([(each.realized.sharded, each.memory) for each in misfits], self.limit)
         if not busy:
             raise InfeasiblePlanError(check_idle(tried[0].realized.sharded, self.whole.types))
         return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
@@ -314,13 +320,6 @@ def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Trie
         kept = evaluate(problem, solution.choice).peak_usage
         allowance = math.floor(min(allowance, kept) - (found[-1].peak_bytes - limit))
     return min(found, key=lambda each: (each.peak_bytes > limit, each.peak_bytes), default=None)
-
-
-def _leanest_on(model: Model, prices: Prices, limit: int, options: Options) -> Tried | None:
-    """A plan of least kept bytes, whatever it takes."""
-    space = search_space(model.graph, model.types, prices, options.keep)
-    solution = smallest_usage(solver_problem(space), time_limit_s=options.time_limit_s)
-    return None if solution.choice is None else _tried(model, space, solution, limit, options.pins)
 
 
 def _tried(model: Model, space: Space, solution: Solution, limit: int, pins: Pins) -> Tried:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 
@@ -49,7 +51,7 @@ def stages_table(plan: Plan) -> Table:
     return table
 
 
-def _shortened(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _shortened(rows: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
     """The first and the last rows, where there are many."""
     if len(rows) <= MOST_ROWS:
         return rows

@@ -29,12 +29,14 @@ def pools() -> Iterator[Pools]:
 
 
 def _marked(cases: list[Case]) -> list[object]:
-    """Each way with one model, another one each time, runs always; the rest is marked slow."""
+    """Each way with one model, another one each time, runs always (of those on eight processes every third); the
+    rest is marked slow."""
     by_way: dict[str, list[Case]] = {}
     for case in cases:
         if not known_failure(case):
             by_way.setdefault(str(replace(case, model="")), []).append(case)
-    quick = [each[place % len(each)] for place, each in enumerate(by_way.values())]
+    chosen = [each[place % len(each)] for place, each in enumerate(by_way.values())]
+    quick = [case for case in chosen if case.world < 8] + [case for case in chosen if case.world == 8][::3]
     return [pytest.param(case, id=str(case), marks=_marks(case, is_quick=case in quick)) for case in cases]
 
 
