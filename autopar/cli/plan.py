@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autopar.cli.cache import cached_plan, keep_plan, question_key
 from autopar.cli.console import log, only_results_on_stdout, print_json, print_result
 from autopar.cli.sizes import parse_bytes
 from autopar.errors import PlanError
@@ -54,18 +55,53 @@ def plan(
         Path | None, typer.Option("-o", "--output", help="File for the plan.", show_default=False)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan itself, and nothing else.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Answer from plans that were made before.")
+    ] = True,
 ) -> None:
     """Find the fastest plan to train MODEL on a cluster."""
     memory_bytes = parse_bytes(memory) if memory is not None else None
     if output is not None and not output.parent.is_dir():
         raise PlanError(f"the plan cannot be written to {output}: there is no folder {output.parent}.")
     from autopar.clusters import cluster_named
-    from autopar.planning import PlanOptions
 
     devices = cluster_named(cluster)
-    options = PlanOptions(pin, memory_bytes, optimizer, precision, source=model, compile=compile_program)
-    found = _plan(devices, options, global_batch, seq_len)
+    question = {
+        "cluster": devices,
+        "batch": global_batch,
+        "seq": seq_len,
+        "optimizer": optimizer,
+        "precision": precision,
+        "memory": memory_bytes,
+        "pin": pin,
+        "compile": compile_program,
+    }
+    key = question_key(model, question) if cache else None
+    found = _known(key)
+    if found is None:
+        from autopar.plan.files import format_plan
+        from autopar.planning import PlanOptions
+
+        options = PlanOptions(pin, memory_bytes, optimizer, precision, source=model, compile=compile_program)
+        found = _plan(devices, options, global_batch, seq_len)
+        if key is not None:
+            keep_plan(key, format_plan(found))
     _write(found, devices, output, as_json=json)
+
+
+def _known(key: str | None) -> Plan | None:
+    """The plan that was kept for a question; a damaged one counts as none."""
+    from autopar.plan.files import parse_plan
+
+    text = cached_plan(key) if key is not None else None
+    if text is None:
+        return None
+    try:
+        found = parse_plan(text)
+    except PlanError:
+        return None
+    log("planned before: this is the plan that was kept (--no-cache plans again)")
+    return found
 
 
 def _plan(cluster: Cluster, options: PlanOptions, global_batch: int | None, seq_len: int | None) -> Plan:
