@@ -337,6 +337,26 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
+def can_split_backward_at(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[torch.nn.Parameter]
+) -> bool:
+    """Whether ``backward_for_inputs`` leaves every gradient of a weight to one place on the way to the inputs.
+
+    A weight that reaches an output beside the inputs (an embedding made on the stage and sent on) would be left
+    out, one that several operators on the way read (a bias shared by blocks) run the graph between them twice.
+    """
+    node_of = pipelining_backward._get_grad_fn_or_grad_acc
+    roots = [node for node in map(node_of, outputs) if node is not None]
+    readers = pipelining_backward.construct_reverse_graph(roots)
+    starts = [node for node in map(node_of, inputs) if node is not None]
+    on_the_way, _ = pipelining_backward.reverse_closure(starts, set(), readers)
+    for node in filter(None, map(node_of, weights)):
+        beside, reached = pipelining_backward.reverse_closure([node], on_the_way, readers)
+        if len(reached) > 1 or not beside.isdisjoint(roots):
+            return False
+    return True
+
+
 def backward_for_inputs(
     outputs: Sequence[Tensor],
     gradients: Sequence[Tensor],

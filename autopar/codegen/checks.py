@@ -17,9 +17,7 @@ _CROSS_ENTROPY = "aten.cross_entropy_loss.default"
 def check_sharded(sharded: ShardedGraph) -> None:
     """Raise ``PlanError`` naming the first value, input, output or count that does not fit the others."""
     graph = sharded.graph
-    for problem in chain(
-        _made_twice(graph), _other_shapes(graph), _joins(graph), _counts(graph), _slices(sharded)
-    ):
+    for problem in chain(_made_twice(graph), _other_shapes(graph), _joins(graph), _counts(graph)):
         raise PlanError(f"{problem} Restore it or plan again.")
 
 
@@ -80,19 +78,3 @@ def _counts(graph: Graph) -> Iterator[str]:
     for i in graph.inputs:
         if i.path.startswith("count:") and i.value.name not in graph.microbatches.counted:
             yield f"the schedule does not count '{i.value.name}', which segments read."
-
-
-def _slices(sharded: ShardedGraph) -> Iterator[str]:
-    """A rank cuts its own slice of the batch, so that all inputs must be sliced alike over ranks."""
-    microbatches = sharded.graph.microbatches
-    found: dict[str, tuple[str, ...]] = {}
-    for name, dim in microbatches.dims.items():
-        layout = zip(sharded.axis_names, sharded.inputs[name], strict=True)
-        found[name] = tuple(axis for axis, placement in layout if placement.is_shard and placement.dim == dim)
-    for name, axes in found.items():
-        first = next(iter(found))
-        if microbatches.count > 1 and axes != found[first]:
-            yield (
-                f"the batch of '{first}' is sharded over ({', '.join(found[first])}), that of '{name}' over "
-                f"({', '.join(axes)}): a microbatch would pair other samples."
-            )

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from autopar.capture.graph import GraphParameter
 from autopar.codegen.text import identifier, quoted
-from autopar.shardings.placement import REPLICATE, Layout, format_layout
+from autopar.shardings.placement import REPLICATE, Layout, format_layout, shard
 from autopar.shardings.sharded import ShardedGraph, stages_of_parameters
 
 __all__ = ["blocks_table", "has_recompute", "output_joins", "program_tables"]
@@ -115,6 +115,7 @@ def _inputs(sharded: ShardedGraph) -> str:
             continue
         dim = microbatches.dims.get(value.name)
         shape = tuple(size * microbatches.count if at == dim else size for at, size in enumerate(value.shape))
+        layout = _in_microbatches(layout, dim, microbatches.count)
         written = [_layout_text(layout, sharded), f"microbatch:S({dim})" if dim is not None else ""]
         lines.append(
             f"    Input({quoted(graph_input.path)}, {shape}, torch.{identifier(value.dtype)}, "
@@ -122,6 +123,14 @@ def _inputs(sharded: ShardedGraph) -> str:
         )
     meaning = "The batch: where the caller passes it, its global shape, and the layout that a rank reads."
     return _documented("\n".join([*lines, "]"]), meaning)
+
+
+def _in_microbatches(layout: Layout, dim: int | None, count: int) -> Layout:
+    """The layout of the whole batch whose microbatches, one after the other, have ``layout``."""
+    return tuple(
+        shard(dim, placement.blocks * count) if placement.is_shard and placement.dim == dim else placement
+        for placement in layout
+    )
 
 
 def _parameters(sharded: ShardedGraph) -> str:

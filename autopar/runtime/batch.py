@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autopar.errors import PlanMismatchError
 from autopar.runtime.axis import Axis
+from autopar.runtime.blocks import local_shard
 from autopar.runtime.parameter import Parameter, Sharding
 from autopar.torch_private import flatten_with_paths, rebuild
 
@@ -86,7 +87,8 @@ class Input:
                 f"{list(self.shape)}{slices}. Pass that shape, or plan again for this one."
             )
         for sharding in self.shardings:
-            tensor = tensor.chunk(axes[sharding.axis].size, dim=sharding.dim)[axes[sharding.axis].index]
+            axis = axes[sharding.axis]
+            tensor = local_shard(tensor, sharding.dim, axis.size, sharding.blocks, axis.index)
         return tensor
 
 

@@ -35,8 +35,10 @@ def _join(parts: tuple[Tensor, ...], join: str) -> Tensor:
     how, _, dim = join.partition(" ")
     if how == "cat":
         return torch.cat(parts, int(dim))
+    if how == "same":
+        return parts[0]
     if how != "sum":
-        raise ValueError(f"outputs join by 'sum' or 'cat DIM', not '{join}'")
+        raise ValueError(f"outputs join by 'sum', 'cat DIM' or 'same', not '{join}'")
     total = torch.stack(parts)
     if total.is_floating_point():
         return total.sum(0, dtype=torch.promote_types(total.dtype, torch.float32)).to(total.dtype)

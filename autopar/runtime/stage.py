@@ -23,7 +23,13 @@ from autopar.runtime.homes import is_elsewhere
 from autopar.runtime.joins import loss_position
 from autopar.runtime.microbatches import Microbatch, start_backward
 from autopar.runtime.pipeline import Stage, Wire
-from autopar.torch_private import StageBase, backward_for_inputs, backward_for_weights, is_view
+from autopar.torch_private import (
+    StageBase,
+    backward_for_inputs,
+    backward_for_weights,
+    can_split_backward_at,
+    is_view,
+)
 
 __all__ = ["RunningStage"]
 
@@ -133,7 +139,7 @@ class RunningStage(StageBase):
         is_split = self.splits_backward and not full_backward and not any(map(is_view, outputs))
         if is_split and self.is_first:
             self.later[bwd_chunk_id] = partial(start_backward, outputs, gradients)
-        elif is_split:
+        elif is_split and can_split_backward_at(outputs, self._received(bwd_chunk_id), self._weights()):
             self._backward_for_received(bwd_chunk_id, outputs, gradients)
         else:
             start_backward(outputs, gradients)
@@ -141,8 +147,7 @@ class RunningStage(StageBase):
 
     def _backward_for_received(self, number: int, outputs: list[Tensor], gradients: list[Tensor]) -> None:
         """The half of a backward that the stage before waits for."""
-        inputs = self._wanting_gradients(number)
-        weights = [p for p in nn.Module.parameters(self.module) if p.requires_grad and not is_elsewhere(p)]
+        inputs, weights = self._wanting_gradients(number), self._weights()
         with torch.autocast(self.device.type, enabled=False):
             found, groups = backward_for_inputs(outputs, gradients, inputs, weights)
         self.gradients_made[number] = tuple(
@@ -170,10 +175,20 @@ class RunningStage(StageBase):
 
     def _wanting_gradients(self, number: int) -> list[Tensor]:
         """Of what was received, for the last time, the tensors whose gradients go back."""
-        received = self.received.pop(number, ())
-        if self.is_first:
+        wanting = self._received(number)
+        self.received.pop(number, None)
+        return [] if self.is_first else wanting
+
+    def _received(self, number: int) -> list[Tensor]:
+        """Of what was received, the tensors whose gradients go back."""
+        received = self.received.get(number, ())
+        if not received:
             return []
         return [t for t, wire in zip(received, self.stage.receives, strict=True) if wire.requires_grad]
+
+    def _weights(self) -> list[nn.Parameter]:
+        """What this rank trains."""
+        return [p for p in nn.Module.parameters(self.module) if p.requires_grad and not is_elsewhere(p)]
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
         """Send the gradients of what was received."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.autopar.parity import DEEP_MODELS, MODELS, Case
 
-__all__ = ["EXECUTIONS", "PIPELINES", "execution_cases", "known_failure", "pipeline_cases"]
+__all__ = ["EXECUTIONS", "PIPELINES", "execution_cases", "pipeline_cases"]
 
 Way = Mapping[str, Any]
 
@@ -86,14 +86,3 @@ def pipeline_cases() -> list[Case]:
 def _applies(model: str, way: Way) -> bool:
     has_sequence = model not in WITHOUT_SEQUENCE or "cp=" not in way["pins"]
     return has_sequence and (model not in WITHOUT_TOKENS or not way.get("uneven"))
-
-
-def known_failure(case: Case) -> str:
-    """Why a case fails today; empty where it must not."""
-    is_split = "zero-bubble" in case.pins and "recompute" not in case.pins and "zero=2" not in case.pins
-    if is_split and (case.model == "hf-t5" or (case.model == "hf-whisper" and "chunks=2" in case.pins)):
-        return (
-            "splitting a stage's backward loses or repeats gradients of weights that reach its outputs beside what "
-            "it received, or at several operators (a decoder's embedding, a bias shared by blocks)"
-        )
-    return ""

@@ -87,6 +87,7 @@ SOUND: dict[str, tuple[Case, Edit]] = {
         SLICED,
         lambda data: [_set("mesh", 0, parameters="replicate")(data), _set("stages", 0, zero=0)(data)],
     ),
+    "an input sliced otherwise": (SLICED, _set("inputs", 1, layout="")),
     "all recomputes": (SLICED, _set("stages", 0, recompute="full")),
 }
 
@@ -137,7 +138,6 @@ UNSOUND: dict[str, tuple[Case, Edit, str]] = {
     "microbatches that do not divide": (SLICED, _set("schedule", microbatches=3), "cannot be cut along dim 0 into 3"),
     "an input not cut": (SLICED, _set("schedule", dims={}), "written for another number of microbatches"),
     "a cut of nothing": (SLICED, _set("schedule", dims={"tokens": 0, "targets": 0, "x": 0}), "cuts 'x', which is no"),
-    "an input sliced otherwise": (SLICED, _set("inputs", 1, layout=""), "a microbatch would pair other samples"),
     "no joins": (SLICED, _set("schedule", joins=[]), "of 0 outputs how slices join, the model has 1"),
     "a number concatenated": (SLICED, _set("schedule", joins=["cat 0"]), "along dim 0, but it has 0 dims"),
     "targets not counted": (SLICED, _set("schedule", counted={}), "does not count 'target_count'"),

@@ -13,7 +13,7 @@ from autopar.plan.files import format_plan
 from autopar.plan.schema import Plan
 from autopar.planner.pins import parse_pins
 from tests.autopar.parity import Case, case_plan, measure, worst
-from tests.autopar.parity_executions import execution_cases, known_failure, pipeline_cases
+from tests.autopar.parity_executions import execution_cases, pipeline_cases
 from tests.autopar.test_parity import LOSS_AND_GRADIENT_TOLERANCE, PARAMETER_TOLERANCE
 from tests.gloo_pool import GlooPool
 
@@ -33,17 +33,12 @@ def _marked(cases: list[Case]) -> list[object]:
     rest is marked slow."""
     by_way: dict[str, list[Case]] = {}
     for case in cases:
-        if not known_failure(case):
-            by_way.setdefault(str(replace(case, model="")), []).append(case)
+        by_way.setdefault(str(replace(case, model="")), []).append(case)
     chosen = [each[place % len(each)] for place, each in enumerate(by_way.values())]
     quick = [case for case in chosen if case.world < 8] + [case for case in chosen if case.world == 8][::3]
-    return [pytest.param(case, id=str(case), marks=_marks(case, is_quick=case in quick)) for case in cases]
-
-
-def _marks(case: Case, *, is_quick: bool) -> list[pytest.MarkDecorator]:
-    reason = known_failure(case)
-    broken = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-    return [*broken, *([] if is_quick else [pytest.mark.slow])]
+    return [
+        pytest.param(case, id=str(case), marks=[] if case in quick else pytest.mark.slow) for case in cases
+    ]
 
 
 @pytest.mark.parametrize("case", _marked([*execution_cases(), *pipeline_cases()]))

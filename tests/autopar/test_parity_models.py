@@ -107,16 +107,13 @@ QUICK = {
 """The way in which each model is always trained."""
 
 
-def _marks(name: str, pins: str) -> list[pytest.MarkDecorator]:
-    if name == "Packed" and pins == SLICES:
-        reason = "slices of ranks, cut into microbatches, come back rank by rank within each microbatch"
-        return [pytest.mark.slow, pytest.mark.xfail(reason=reason, strict=True)]
-    return [] if QUICK[name] == pins else [pytest.mark.slow]
-
-
 @pytest.mark.parametrize(
     ("name", "pins"),
-    [pytest.param(name, pins, marks=_marks(name, pins)) for name in QUICK for pins in WAYS],
+    [
+        pytest.param(name, pins, marks=[] if pins == quick else pytest.mark.slow)
+        for name, quick in QUICK.items()
+        for pins in WAYS
+    ],
 )
 def test_awkward_models_train_alike(name: str, pins: str, pool: GlooPool) -> None:
     pool.run(_train, name, pins)
