@@ -113,7 +113,10 @@ class Estimator:
     """The fastest estimate so far of what fits."""
 
     def best(self, chains: Iterable[Chain]) -> list[Estimate]:
-        """Estimates from the fastest that fits on, then from the leanest that does not."""
+        """Estimates from the fastest that fits on, then from the leanest that does not.
+
+        Pipelines without microbatches come after what else fits.
+        """
         found: list[Estimate] = []
         leaner_fits: set[tuple[int, ...]] = set()
         for chain in sorted(chains, key=lambda chain: _order(chain[0], self.batch)):
@@ -126,12 +129,14 @@ class Estimator:
                     continue
                 found.append(made)
                 if made.peak_bytes <= self.limit_bytes:
-                    self.best_s = min(self.best_s, made.step_s)
+                    if not shape.execution.waits:
+                        self.best_s = min(self.best_s, made.step_s)
                     leaner_fits.add(where)
                     break
         fits = [each for each in found if each.peak_bytes <= self.limit_bytes]
         others = [each for each in found if each.peak_bytes > self.limit_bytes]
-        return sorted(fits, key=lambda each: each.step_s) + sorted(others, key=lambda each: each.peak_bytes)
+        fits.sort(key=lambda each: (each.shape.execution.waits, each.step_s))
+        return fits + sorted(others, key=lambda each: each.peak_bytes)
 
     def estimate(self, shape: Shape) -> Estimate | None:
         """None where the model cannot be cut so, or where fewer sequences at a time tell that it is hopeless."""

@@ -26,3 +26,8 @@ class Execution:
     scatters them with every microbatch, 3 gathers them again for every use."""
     stage_ranks: int = 1
     """Ranks of the pipeline: outermost axis of the mesh, each with an equal submesh."""
+
+    @property
+    def waits(self) -> bool:
+        """True for a pipeline that only one of its ranks works on at any time, for want of microbatches."""
+        return self.stage_ranks > 1 and self.microbatches == 1

@@ -11,12 +11,14 @@ from math import inf, prod
 
 from autopar.capture.biases import without_biases
 from autopar.capture.graph import Graph
-from autopar.errors import InfeasiblePlanError, PinError
+from autopar.errors import AutoparError, InfeasiblePlanError
+from autopar.planner.contradictions import Facts, check_pins
 from autopar.planner.decisions import decisions_of
-from autopar.planner.diagnosis import check_batch, check_idle, check_microbatch, nothing_fits
+from autopar.planner.diagnosis import check_idle, nothing_as_pinned, nothing_fits, sequences_of
 from autopar.planner.estimate import Estimate, Estimator
 from autopar.planner.execution import Execution
 from autopar.planner.executions import Chain, execution_chains, stage_levels
+from autopar.planner.kept_pins import broken_pins
 from autopar.planner.memory import Memory, device_overhead
 from autopar.planner.mesh import MeshAxis, candidate_meshes
 from autopar.planner.microbatches import Cut, batch_size, in_microbatches
@@ -26,7 +28,7 @@ from autopar.planner.pins import Pins
 from autopar.planner.prices import Known, Prices
 from autopar.planner.problem import solver_problem
 from autopar.planner.realize import Realized, realize
-from autopar.planner.shapes import Shape, shapes
+from autopar.planner.shapes import Shape, has_schedule, shapes
 from autopar.planner.space import Keep, Space, search_space
 from autopar.planner.staging import Staged, Staging
 from autopar.planner.step import step_s
@@ -121,10 +123,11 @@ def search(graph: Graph, cluster: Cluster, options: Options) -> Found:
     """The fastest plan for ``graph`` on all devices of ``cluster``.
 
     Raises ``InfeasiblePlanError`` when nothing fits the memory limit, or when no axis divides the work, and
-    ``PinError`` when the pins do not suit the cluster.
+    ``PinError`` when the pins do not suit each other, the cluster or the model.
     """
     start_s = time.perf_counter()
-    check_batch(graph, options.pins)
+    facts = Facts(cluster.devices, batch_size(graph), sequences_of(graph), len(graph.calls))
+    check_pins(facts, options.pins)
     return _Search(graph, cluster, options).run(start_s)
 
 
@@ -158,12 +161,20 @@ class _Search:
             (tried if found.peak_bytes <= self.limit else misfits).append(found)
         tried.sort(key=lambda each: each.step_s)
         tried = [each for each in tried if not _splits_an_axis(each)] or tried
+        tried = [each for each in tried if not each.execution.waits] or tried
         busy = [each for each in tried if not check_idle(each.realized.sharded, self.whole.types)]
         if not tried:
-            raise nothing_fits([(each.realized.sharded, each.memory) for each in misfits], self.limit)
+            raise self._nothing(misfits)
         if not busy:
             raise InfeasiblePlanError(check_idle(tried[0].realized.sharded, self.whole.types))
         return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
+
+    def _nothing(self, misfits: Sequence[Tried]) -> AutoparError:
+        """Why there is no plan."""
+        cuts = {count: model for count, model in self.models.items() if isinstance(model, Cut)}
+        if misfits:
+            return nothing_fits([(each.realized.sharded, each.memory) for each in misfits], self.limit, cuts)
+        return nothing_as_pinned(self.options.pins, batch_size(self.graph), cuts)
 
     def _candidates(self) -> Iterator[Tried]:
         """The best plans of the shapes that look best; of every mesh, where the batch cannot be cut."""
@@ -184,18 +195,29 @@ class _Search:
             if found is not None:
                 yield found
         is_uncut = any(isinstance(model, Cut) for model in self.models.values())
-        if (is_uncut or not is_any) and self.options.pins.pp in (None, 1):
-            meshes = list(candidate_meshes(self.cluster.devices, self.options.pins))
-            check_microbatch(meshes, self.options.pins, batch_size(self.graph))
-            for axes in meshes:
+        if (is_uncut or not is_any) and not self.options.pins.needs_stages:
+            for axes in candidate_meshes(self.cluster.devices, self.options.pins):
                 yield from self._on_mesh(axes)
 
     def _estimates(self) -> list[Estimate]:
         """What every shape would roughly take, the best first."""
-        batch = batch_size(self.graph)
-        blocks = sum(1 for call in self.whole.graph.calls if call.module) or 1
-        chains = shapes(self.cluster, batch, blocks, self.options.pins, is_compiled=self.options.is_compiled)
-        return Estimator(self.cluster, batch, self.limit, self.options.pins, self._sliced).best(chains)
+        chains = self._chains() or self._chains(is_thorough=True)
+        batch, pins = batch_size(self.graph), self.options.pins
+        return Estimator(self.cluster, batch, self.limit, pins, self._sliced).best(chains)
+
+    def _chains(self, *, is_thorough: bool = False) -> list[tuple[Shape, ...]]:
+        """Shapes that the pins allow; those that nobody would choose unless they are all that is left, if asked."""
+        calls, pins = self.whole.graph.calls, self.options.pins
+        blocks = sum(1 for call in calls if call.module) or 1
+        found = shapes(
+            self.cluster,
+            batch_size(self.graph),
+            blocks,
+            pins,
+            is_compiled=self.options.is_compiled,
+            is_thorough=is_thorough,
+        )
+        return [chain for chain in found if has_schedule(chain[0], pins, len(calls))]
 
     def _sliced(self, count: int) -> tuple[Graph, Mapping[str, PlannedType]] | Cut:
         model = self._model(count)
@@ -261,9 +283,9 @@ class _Search:
         return Prices(self.cluster, axes, self.known[key], execution)
 
     def _is_as_pinned(self, found: Tried) -> bool:
-        """True when a data rank takes as many sequences at a time as the pins say."""
-        wanted = self.options.pins.microbatch
-        return wanted is None or wanted == microbatch_size(found.realized)
+        """True when the plan does everything that the pins say."""
+        sharded = found.realized.sharded
+        return not broken_pins(self.options.pins, sharded, microbatch_size(found.realized))
 
 
 def _alike(
@@ -337,11 +359,7 @@ def _tried(model: Model, space: Space, solution: Solution, limit: int, pins: Pin
     levels = stage_levels(execution, pins)
     staging = Staging(model.graph, model.types, names, decisions, space.prices, levels)
     staged = staging.best(pins, limit) or staging.best(pins, UNLIMITED_BYTES)
-    if staged is None:
-        raise PinError(
-            f"{len(model.graph.calls)} segments cannot make the stages of {execution.stage_ranks} pipeline ranks "
-            f"({pins}). Pin fewer ranks or chunks."
-        )
+    assert staged is not None, "shapes have a schedule, and no more stages than segment calls"
     sharded = replace(
         realized.sharded, stages=staged.stages, schedule=staged.schedule, stage_ranks=execution.stage_ranks
     )

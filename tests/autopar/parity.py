@@ -33,8 +33,9 @@ from autopar.planner.assemble import Question, make_plan
 from autopar.planner.mesh import MODEL, MeshAxis
 from autopar.planner.operators import PlannedOperator
 from autopar.planner.pins import parse_pins
-from autopar.planner.search import Found, Options, search
+from autopar.planner.search import Found, Options, Tried, search
 from autopar.shardings.strategy import Strategy
+from cost_models.cluster import Cluster
 
 __all__ = ["FORCES", "MODELS", "Case", "Errors", "all_cases", "case_plan", "measure", "worst"]
 
@@ -43,6 +44,8 @@ STEPS = 5
 LEARNING_RATE = 1e-3
 EPSILON = 1e-6
 SEQ_LEN = 16
+TWO_AXES = "tp=2,pp=1"
+"""Of four devices, where the search did not try two axes otherwise."""
 
 MODELS: Mapping[str, str] = {
     "gpt": "gpt:layers=2,hidden=32,heads=4,vocab=64",
@@ -217,7 +220,7 @@ def case_plan(case: Case) -> Plan:
         return all(force(operator, strategy, place) for force in forces for place in places)
 
     options = Options(parse_pins(case.pins), keep=keep if forces else None, is_compiled=case.compile)
-    found = search(graph, cluster, options)
+    found = _search(graph, cluster, options, case.axes)
     question = Question(
         source="",
         fingerprint=fingerprint(graph),
@@ -229,15 +232,21 @@ def case_plan(case: Case) -> Plan:
         version="",
         compile=case.compile,
     )
-    return make_plan(graph, question, _with_axes(found, case.axes))
+    return make_plan(graph, question, found)
 
 
-def _with_axes(found: Found, axes: int) -> Found:
-    if not axes:
-        return found
+def _search(graph: Graph, cluster: Cluster, options: Options, axes: int) -> Found:
+    """The best plan, or the best one on a mesh of so many axes."""
+    found = search(graph, cluster, options)
+    if axes and not _with_axes(found, axes):
+        found = search(graph, cluster, replace(options, pins=parse_pins(TWO_AXES)))
+    best = _with_axes(found, axes)[0] if axes else found.best
     tried = [found.best, *found.runner_ups]
-    best = next(each for each in tried if len(each.realized.sharded.axes) == axes)
     return replace(found, best=best, runner_ups=tuple(each for each in tried if each is not best))
+
+
+def _with_axes(found: Found, axes: int) -> list[Tried]:
+    return [each for each in (found.best, *found.runner_ups) if len(each.realized.sharded.axes) == axes]
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,14 @@ def test_collectives_are_those_of_the_true_links(fitted: Profile) -> None:
 
 
 def test_every_measured_figure_says_when_on_what_and_how_well(readings: Readings, fitted: Profile) -> None:
-    curves = [*fitted.device.matmul.values(), *fitted.device.families.values()]
-    for curve in curves:
-        if curve is not fitted.device.matmul["float32"]:
-            assert curve.source.startswith("measured 2026-11-23 Synthetic GPU torch 2.11.0")
-            assert "median |error|" in curve.source
+    base = builtin_profile("h200").device
+    curves = {**fitted.device.matmul, **fitted.device.families}
+    kept = {**base.matmul, **base.families}
+    read = {work.family for work in works()} & curves.keys() | {"bfloat16"}
+    assert {name for name, curve in curves.items() if curve != kept.get(name)} == read
+    for curve in (curves[name] for name in read):
+        assert curve.source.startswith("measured 2026-11-23 Synthetic GPU torch 2.11.0")
+        assert "median |error|" in curve.source
     assert fitted.device.sources["memory_bytes"] == readings.facts.source
 
 
