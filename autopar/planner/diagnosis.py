@@ -6,56 +6,23 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from autopar.capture.graph import Graph
-from autopar.errors import InfeasiblePlanError, PinError
-from autopar.planner.executions import microbatch_counts
+from autopar.errors import AutoparError, InfeasiblePlanError, PinError
 from autopar.planner.labels import is_sequence
 from autopar.planner.memory import Memory
-from autopar.planner.mesh import MeshAxis
+from autopar.planner.microbatches import Cut
 from autopar.planner.operators import PlannedType
 from autopar.planner.pins import Pins
 from autopar.planner.roles import does_main_work
 from autopar.shardings.sharded import ShardedGraph
 
-__all__ = ["check_batch", "check_idle", "check_microbatch", "nothing_fits"]
+__all__ = ["check_idle", "nothing_as_pinned", "nothing_fits", "sequences_of"]
 
 GB = 10**9
 
 
-def check_batch(graph: Graph, pins: Pins) -> None:
-    """Raise ``InfeasiblePlanError`` unless pinned data axes divide the batch, context axes the sequence."""
-    ways = {
-        "batch": prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard")),
-        "sequence": pins.sizes.get("cp", 1),
-    }
-    for (what, needed), sizes in zip(ways.items(), _batch_and_sequence(graph), strict=True):
-        for size in sizes:
-            if size % needed:
-                legal = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-                raise InfeasiblePlanError(
-                    f"the {what} of {size} does not divide over {needed} ranks ({pins}). "
-                    f"Legal sizes of these axes together are {legal}; or use a {what} that is a multiple of "
-                    f"{needed}."
-                )
-
-
-def check_microbatch(meshes: Sequence[tuple[MeshAxis, ...]], pins: Pins, batch: int) -> None:
-    """Raise ``PinError`` unless the pinned microbatch divides the batch of a data rank on some mesh."""
-    if pins.microbatch is None or any(microbatch_counts(axes, pins, batch) for axes in meshes):
-        return
-    ways = prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard"))
-    legal = ", ".join(str(n) for n in range(1, batch // ways + 1) if batch // ways % n == 0)
-    raise PinError(
-        f"pin microbatch={pins.microbatch}: {ways} data ranks take {batch // ways} of the {batch} sequences each. "
-        f"Legal microbatches are {legal}."
-    )
-
-
-def _batch_and_sequence(graph: Graph) -> tuple[set[int], set[int]]:
-    """Sizes of the batch and of the sequence among the inputs; images, for one, show no sequence."""
-    values = [i.value for i in graph.inputs if i.value.shape]
-    batches = {value.shape[0] for value in values if value.dtype.startswith("int")}
-    sequences = {value.shape[1] for value in values if is_sequence(value)}
-    return batches or {value.shape[0] for value in values}, sequences
+def sequences_of(graph: Graph) -> tuple[int, ...]:
+    """Lengths of the sequences among the inputs; images, for one, show none."""
+    return tuple(sorted({i.value.shape[1] for i in graph.inputs if i.value.shape and is_sequence(i.value)}))
 
 
 def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:
@@ -79,10 +46,33 @@ def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:
     return ""
 
 
-def nothing_fits(found: Sequence[tuple[ShardedGraph, Memory]], limit_bytes: int) -> InfeasiblePlanError:
+def nothing_as_pinned(pins: Pins, batch: int, cuts: Mapping[int, Cut]) -> AutoparError:
+    """Why no plan does what is pinned, although no two pins contradict each other.
+
+    ``cuts`` says why the batch cannot be cut into so many microbatches.
+    """
+    if not pins.items:
+        return InfeasiblePlanError(
+            "no strategy fits together on any mesh of this cluster. Use fewer devices."
+        )
+    if not cuts:
+        return PinError(f"no plan does all of {pins} for this model: leave one of these pins out.")
+    count = min(cuts)
+    blamed = [key for key in ("pp", "schedule", "chunks", "microbatch") if key in pins.items]
+    whole = batch // prod(pins.sizes.get(role, 1) for role in ("dp_replicate", "dp_shard"))
+    turns = f"pin microbatch={whole}, so that the pipeline's ranks take turns with it whole, "
+    return PinError(
+        f"as pinned ({pins}) the batch of {batch} must be cut, but it cannot be cut into {count} microbatches: "
+        f"{cuts[count].reason}. Leave out {' and '.join(blamed) or 'the pins'}, "
+        f"{turns if pins.needs_stages and pins.microbatch is None else ''}"
+        "or change that line so that every sequence counts for itself."
+    )
+
+
+def nothing_fits(
+    found: Sequence[tuple[ShardedGraph, Memory]], limit_bytes: int, cuts: Mapping[int, Cut]
+) -> InfeasiblePlanError:
     """The smallest plan found, what holds its memory, and what would help."""
-    if not found:
-        return InfeasiblePlanError("no strategy fits together on any mesh of this cluster: relax the pins.")
     sharded, memory = min(found, key=lambda each: each[1].peak)
     categories = {
         "parameters, gradients and optimizer state": memory.parameters + memory.gradients + memory.optimizer,
@@ -98,6 +88,7 @@ def nothing_fits(found: Sequence[tuple[ShardedGraph, Memory]], limit_bytes: int)
         f"no plan fits {_size(limit_bytes)} per device: the smallest found needs {_size(memory.peak)} "
         f"({mesh}; {worst} alone hold {_size(categories[worst])}). "
         "Use a smaller batch or sequence, more devices, or devices with more memory."
+        + (f" (The batch was not cut into microbatches: {cuts[min(cuts)].reason}.)" if cuts else "")
     )
 
 

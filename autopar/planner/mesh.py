@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from autopar.errors import PinError
 from autopar.planner.pins import Pins
 
 __all__ = ["KINDS", "MODEL", "REPLICATE", "SHARD", "MeshAxis", "candidate_meshes"]
@@ -42,23 +41,16 @@ KINDS = (REPLICATE, SHARD, MODEL)
 
 
 def candidate_meshes(devices: int, pins: Pins, max_free_axes: int = 2) -> Iterator[tuple[MeshAxis, ...]]:
-    """Every mesh of ``devices`` devices that the pins allow, outermost axis first."""
+    """Every mesh of ``devices`` devices that the pins allow, outermost axis first.
+
+    Pinned axes must divide the devices, and leave a role free where they do not take all of them.
+    """
     pinned = [(role, pins.sizes[role]) for role in _ROLE_ORDER if pins.sizes.get(role, 1) > 1]
     taken = 1
     for _, size in pinned:
         taken *= size
-    if devices % taken:
-        raise PinError(
-            f"the pinned axes take {taken} devices ({', '.join(f'{r}={s}' for r, s in pinned)}), "
-            f"which does not divide the cluster's {devices}. Change the pins or the cluster."
-        )
     fixed = [[MeshAxis(size, kind, role) for kind in _kinds_of(role, pins)] for role, size in pinned]
     rest = devices // taken
-    if rest > 1 and not pins.leaves_free_axes:
-        raise PinError(
-            f"the pinned axes take {taken} of {devices} devices and every other role is pinned to 1: "
-            f"{rest} devices per group would idle. Pin fewer roles or use a cluster of {taken}."
-        )
     for sizes in _factorizations(rest, max(1, max_free_axes - len(pinned)) if pinned else max_free_axes):
         for free in product(*([MeshAxis(size, kind) for kind in _free_kinds(pins)] for size in sizes)):
             if _is_redundant(free):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autopar.errors import PinError
 from autopar.planner.execution import RECOMPUTE_LEVELS
 from cost_models.schedules import SCHEDULES
 
-__all__ = ["Pins", "parse_pins"]
+__all__ = ["ROLES", "ZERO_LEVELS", "Pins", "parse_pins"]
 
 ROLES = ("dp_replicate", "dp_shard", "cp", "tp")
 ZERO_LEVELS = (0, 1, 2, 3)
@@ -39,14 +39,25 @@ class Pins:
     """Stages of one pipeline rank."""
 
     @property
-    def leaves_free_axes(self) -> bool:
-        """True when some role is not pinned, so that the search may add an axis for it."""
-        return any(role not in self.sizes for role in ROLES)
+    def needs_stages(self) -> bool:
+        """True when only a pipeline can do what is pinned."""
+        return (self.pp or 1) > 1 or self.schedule is not None or (self.chunks or 1) > 1
+
+    @property
+    def items(self) -> dict[str, int | str]:
+        """Everything that is pinned, by key."""
+        others = {key: getattr(self, key) for key in _OTHERS}
+        return {**self.sizes, **{key: value for key, value in others.items() if value is not None}}
+
+    def but(self, key: str, value: int | str | None) -> Pins:
+        """The same with another value of one pin; without it where the value is None."""
+        if key in ROLES:
+            sizes = {role: size for role, size in self.sizes.items() if role != key}
+            return replace(self, sizes=sizes if value is None else {**sizes, key: int(value)})
+        return replace(self, **{key: value})  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        items = [f"{role}={size}" for role, size in self.sizes.items()]
-        others = {key: getattr(self, key) for key in _OTHERS}
-        return ",".join([*items, *(f"{key}={value}" for key, value in others.items() if value is not None)])
+        return ",".join(f"{key}={value}" for key, value in self.items.items())
 
 
 def parse_pins(text: str) -> Pins:
@@ -54,16 +65,18 @@ def parse_pins(text: str) -> Pins:
     sizes: dict[str, int] = {}
     others: dict[str, int | str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
-        key, separator, value = item.partition("=")
+        key, separator, value = (part.strip() for part in item.partition("="))
         if not separator:
             raise PinError(f"pin '{item}' has no value: write key=value, such as tp=2")
+        if key in sizes or key in others:
+            raise PinError(f"pin {key} is given twice in '{text}': keep one of them")
         if key in ROLES:
             sizes[key] = _positive(key, value)
         elif key in _OTHERS:
             others[key] = _other(key, value)
         else:
             _check_other(key, value)
-    _check_schedule(others)
+    _check_stages(others)
     return Pins(sizes, **others)  # type: ignore[arg-type]
 
 
@@ -75,10 +88,14 @@ def _other(key: str, value: str) -> int | str:
     return _one_of(key, value, SCHEDULES) if key == "schedule" else _positive(key, value)
 
 
-def _check_schedule(others: Mapping[str, int | str]) -> None:
+def _check_stages(others: Mapping[str, int | str]) -> None:
     """A schedule needs stages, several chunks a schedule that takes them."""
-    if others.get("schedule") and others.get("pp", 0) == 1:
-        raise PinError(f"pin schedule={others['schedule']}: one stage has no schedule. Pin pp=2 or more.")
+    for key in ("schedule", "chunks"):
+        if others.get("pp") == 1 and others.get(key, 1) != 1:
+            raise PinError(
+                f"pin {key}={others[key]} needs a pipeline, and pp=1 rules it out: "
+                "pin pp=2 or more, or leave one of the two out."
+            )
     if others.get("schedule") in ("gpipe", "1f1b") and others.get("chunks", 1) != 1:
         raise PinError(
             f"pin chunks={others['chunks']}: the schedule {others['schedule']} takes one chunk a rank. "
@@ -87,7 +104,7 @@ def _check_schedule(others: Mapping[str, int | str]) -> None:
 
 
 def _positive(key: str, value: str) -> int:
-    if not value.isdigit() or int(value) < 1:
+    if not (value.isascii() and value.isdigit()) or int(value) < 1:
         what = {"microbatch": "a microbatch", "chunks": "a rank's share in stages"}.get(key, "an axis")
         raise PinError(f"pin {key}={value}: the size of {what} is a whole number of at least 1")
     return int(value)
@@ -114,6 +131,6 @@ def _check_other(key: str, value: str) -> None:
         if value != "1":
             raise PinError(f"pin {key}={value}: {_LATER[key]} are not supported yet; leave it out")
     else:
-        close = difflib.get_close_matches(key, _KEYS, 1)
+        close = difflib.get_close_matches(key.lower(), _KEYS, 1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise PinError(f"pin '{key}' is unknown: known are {', '.join(_KEYS)}.{hint}")

@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from autopar.errors import PinError
 from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
 from autopar.planner.labels import BATCH, SEQUENCE
 from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
 from autopar.planner.pins import Pins
+from autopar.planner.schedules import schedules
+from autopar.planner.splits import splits
 from cost_models.cluster import Cluster
 
-__all__ = ["Chain", "Shape", "shapes"]
+__all__ = ["Chain", "Shape", "has_schedule", "shapes"]
 
 ROUNDS = (1, 2, 4, 8, 16, 32)
 """Microbatches per pipeline rank that are tried; powers of two without one."""
@@ -46,7 +47,11 @@ class Shape:
         return (self.pp, self.cp, self.tp, self.execution.microbatches, self.execution.recompute)
 
     def axes(self, pins: Pins) -> tuple[MeshAxis, ...]:
-        """The mesh of one stage, outermost axis first; on tensor ranks operators are free unless these are pinned."""
+        """The mesh of one stage, outermost axis first.
+
+        On tensor ranks operators are free, unless these are pinned or the ranks may not become others of a
+        pinned kind.
+        """
         rests_sharded = self.dp_shard > 1 or self.execution.zero > 0
         axes = (
             MeshAxis(self.dp_replicate, REPLICATE, "dp_replicate", BATCH),
@@ -54,9 +59,8 @@ class Shape:
             MeshAxis(self.cp, SHARD if rests_sharded else REPLICATE, "cp", SEQUENCE),
             MeshAxis(self.tp, MODEL, "tp"),
         )
-        return tuple(
-            axis if axis.role in pins.sizes else replace(axis, role="") for axis in axes if axis.size > 1
-        )
+        named = {*pins.sizes, *(["tp"] if {"dp_replicate", "cp"} & pins.sizes.keys() else [])}
+        return tuple(axis if axis.role in named else replace(axis, role="") for axis in axes if axis.size > 1)
 
     def sequences(self, batch: int) -> int:
         """Sequences that a device takes at a time."""
@@ -67,11 +71,20 @@ Chain = tuple[Shape, ...]
 """Shapes of the same ranks and microbatches, ever leaner and ever slower: once one fits, the others need not."""
 
 
-def shapes(cluster: Cluster, batch: int, blocks: int, pins: Pins, *, is_compiled: bool) -> Iterator[Chain]:
-    """Every shape that the pins allow: whole sequences for every device, at most a stage per block."""
+def shapes(
+    cluster: Cluster, batch: int, blocks: int, pins: Pins, *, is_compiled: bool, is_thorough: bool = False
+) -> Iterator[Chain]:
+    """Every shape that the pins allow: whole sequences for every device, at most a stage per block.
+
+    Those that are ``is_thorough`` only are hopeless beside the others, but pins may leave nothing else.
+    """
     levels = (pins.recompute,) if pins.recompute else RECOMPUTE_LEVELS
-    for pp, dp_replicate, dp_shard, cp, tp in _splits(cluster, batch, blocks, pins):
-        for count in _counts(batch // (dp_replicate * dp_shard), pp, pins):
+    found = _all_splits(cluster, batch, pins) if is_thorough else _splits(cluster, batch, blocks, pins)
+    for pp, dp_replicate, dp_shard, cp, tp in found:
+        if pins.needs_stages and pp == 1:
+            continue
+        sequences = batch // (dp_replicate * dp_shard)
+        for count in _counts(sequences, pp, pins, is_thorough=is_thorough):
             for recompute in levels:
                 chain = tuple(
                     Shape(
@@ -83,13 +96,26 @@ def shapes(cluster: Cluster, batch: int, blocks: int, pins: Pins, *, is_compiled
                     yield chain
 
 
+def has_schedule(shape: Shape, pins: Pins, segments: int) -> bool:
+    """True when some schedule runs the shape's microbatches on stages of so many segments."""
+    if shape.pp == 1:
+        return True
+    return any(schedules(pins, shape.pp, shape.execution.microbatches, segments))
+
+
+def _all_splits(cluster: Cluster, batch: int, pins: Pins) -> Iterator[tuple[int, int, int, int, int]]:
+    for split in splits(cluster.devices, pins):
+        usual = 1 if pins.zero else split.dp_replicate
+        is_as_pinned = split.dp_replicate == pins.sizes.get("dp_replicate", usual)
+        if is_as_pinned and batch % split.data_ranks == 0:
+            yield split.pp, split.dp_replicate, split.dp_shard, split.cp, split.tp
+
+
 def _splits(
     cluster: Cluster, batch: int, blocks: int, pins: Pins
 ) -> Iterator[tuple[int, int, int, int, int]]:
     """(pp, dp_replicate, dp_shard, cp, tp) with the cluster's product."""
     devices = cluster.devices
-    if pins.pp is not None and devices % pins.pp:
-        raise PinError(f"pin pp={pins.pp}: {devices} devices do not divide into {pins.pp} equal submeshes.")
     for pp in _sizes(devices, pins.pp, most=blocks):
         for tp in _sizes(devices // pp, pins.sizes.get("tp"), most=_widest(cluster)):
             rest = devices // (pp * tp)
@@ -123,12 +149,14 @@ def _sizes(devices: int, pinned: int | None, *, most: int) -> Iterator[int]:
     yield from (size for size in range(1, min(devices, max(most, 1)) + 1) if devices % size == 0)
 
 
-def _counts(sequences: int, pp: int, pins: Pins) -> list[int]:
+def _counts(sequences: int, pp: int, pins: Pins, *, is_thorough: bool) -> list[int]:
     """Numbers of microbatches that leave whole sequences, where a data rank has ``sequences`` in all."""
     if pins.microbatch is not None:
         return [sequences // pins.microbatch] if sequences % pins.microbatch == 0 else []
     wanted = {rounds * pp for rounds in ROUNDS} | {sequences}
     found = [count for count in range(1, sequences + 1) if sequences % count == 0]
+    if is_thorough:
+        return found
     if pp == 1:
         return [count for count in found if count & (count - 1) == 0 or count == sequences]
     return [count for count in found if count in wanted]
