@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from autopar.capture.graph import Graph
@@ -13,9 +13,10 @@ from autopar.planner.microbatches import Cut
 from autopar.planner.operators import PlannedType
 from autopar.planner.pins import Pins
 from autopar.planner.roles import does_main_work
-from autopar.shardings.sharded import ShardedGraph
+from autopar.planner.splits import divisors
+from autopar.shardings.sharded import NamedAxis, ShardedGraph
 
-__all__ = ["check_idle", "nothing_as_pinned", "nothing_fits", "sequences_of"]
+__all__ = ["idle_axis", "nothing_as_pinned", "nothing_fits", "nothing_to_do", "sequences_of"]
 
 GB = 10**9
 
@@ -25,8 +26,8 @@ def sequences_of(graph: Graph) -> tuple[int, ...]:
     return tuple(sorted({i.value.shape[1] for i in graph.inputs if i.value.shape and is_sequence(i.value)}))
 
 
-def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:
-    """Which axis has nothing to do, in words; empty when all work."""
+def idle_axis(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> NamedAxis | None:
+    """The axis along which devices only repeat each other's main work, if there is one."""
     for position, axis in enumerate(sharded.axes):
         works = any(
             sharded.strategies[name, operator.name].factors[position]
@@ -35,15 +36,45 @@ def check_idle(sharded: ShardedGraph, types: Mapping[str, PlannedType]) -> str:
             if does_main_work(operator)
         )
         if not works:
-            batch = next((i.value.shape[0] for i in sharded.graph.inputs if i.value.shape), 1)
-            ranks = prod(sharded.sizes)
-            legal = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
-            return (
-                f"no axis of {axis.size} ranks divides the batch of {batch} or any other dim of the model's "
-                f"matrix products: {ranks} devices would repeat each other's work. Use a batch that is a "
-                f"multiple of {axis.size}, or one of {legal} devices."
-            )
-    return ""
+            return axis
+    return None
+
+
+def nothing_to_do(
+    axis: NamedAxis, graph: Graph, types: Mapping[str, PlannedType], pins: Pins, devices: int
+) -> AutoparError:
+    """Why an axis has nothing to do, and what would give it something."""
+    work = "cuts the sequence" if axis.name == "cp" else "cuts the weights of matrix products"
+    if axis.name in pins.sizes and axis.name in ("cp", "tp"):
+        dims = {"cp": sequences_of(graph), "tp": _weight_dims(types)}[axis.name]
+        found = f"those of {graph.name} have dims of {_listed(dims)}" if dims else f"{graph.name} has none"
+        return PinError(
+            f"pin {axis.name}={axis.size} {work}, but {found}: no matrix product or attention divides so over "
+            f"{axis.size} ranks. Pin another size, or leave {axis.name} out."
+        )
+    batch = next((i.value.shape[0] for i in graph.inputs if i.value.shape), 1)
+    return InfeasiblePlanError(
+        f"no axis of {axis.size} ranks divides the batch of {batch} or any other dim of the model's "
+        f"matrix products: {devices} devices would repeat each other's work. Use a batch that is a "
+        f"multiple of {axis.size}, or one of {_listed(divisors(batch))} devices."
+    )
+
+
+def _weight_dims(types: Mapping[str, PlannedType]) -> tuple[int, ...]:
+    """Sizes of the weights of matrix products."""
+    sizes = {
+        size
+        for planned in types.values()
+        for operator in planned.operators
+        if does_main_work(operator)
+        for place in operator.parameters
+        for size in operator.call.operands[place].shape
+    }
+    return tuple(sorted(sizes))
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def nothing_as_pinned(pins: Pins, batch: int, cuts: Mapping[int, Cut]) -> AutoparError:

@@ -11,10 +11,10 @@ from math import inf, prod
 
 from autopar.capture.biases import without_biases
 from autopar.capture.graph import Graph
-from autopar.errors import AutoparError, InfeasiblePlanError
+from autopar.errors import AutoparError
 from autopar.planner.contradictions import Facts, check_pins
 from autopar.planner.decisions import decisions_of
-from autopar.planner.diagnosis import check_idle, nothing_as_pinned, nothing_fits, sequences_of
+from autopar.planner.diagnosis import idle_axis, nothing_as_pinned, nothing_fits, nothing_to_do, sequences_of
 from autopar.planner.estimate import Estimate, Estimator
 from autopar.planner.execution import Execution
 from autopar.planner.executions import Chain, execution_chains, stage_levels
@@ -162,11 +162,14 @@ class _Search:
         tried.sort(key=lambda each: each.step_s)
         tried = [each for each in tried if not _splits_an_axis(each)] or tried
         tried = [each for each in tried if not each.execution.waits] or tried
-        busy = [each for each in tried if not check_idle(each.realized.sharded, self.whole.types)]
+        idle = [idle_axis(each.realized.sharded, self.whole.types) for each in tried]
+        busy = [each for each, axis in zip(tried, idle, strict=True) if axis is None]
         if not tried:
             raise self._nothing(misfits)
         if not busy:
-            raise InfeasiblePlanError(check_idle(tried[0].realized.sharded, self.whole.types))
+            assert idle[0] is not None
+            whole, pins = self.whole, self.options.pins
+            raise nothing_to_do(idle[0], whole.graph, whole.types, pins, self.cluster.devices)
         return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
 
     def _nothing(self, misfits: Sequence[Tried]) -> AutoparError:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from autopar.errors import InfeasiblePlanError, PinError
+from autopar.errors import PinError
 from autopar.plan.schema import OperatorEntry, Plan, SegmentTypeEntry
+from autopar.planner.kept_pins import broken_pins
 from autopar.planner.mesh import candidate_meshes
-from autopar.planner.pins import parse_pins
+from autopar.planner.pins import ROLES, parse_pins
+from autopar.planner.search import microbatch_size
 from autopar.shardings.placement import Placement, parse_layout
 from tests.autopar.planner.planning_cases import MODELS, found, plan_of
 
@@ -146,6 +148,12 @@ def test_pins_round_trip_as_text(text: str) -> None:
         ("tpp=2", "Did you mean 'tp'"),
         ("microbatch=0", "whole number"),
         ("recompute=all", "legal are none, selective, full"),
+        ("tp=\u00b2", "whole number"),
+        ("tp=2,tp=4", "tp is given twice"),
+        ("TP=2", "Did you mean 'tp'"),
+        ("pp=1,schedule=1f1b", "needs a pipeline, and pp=1 rules it out"),
+        ("pp=1,chunks=2", "needs a pipeline, and pp=1 rules it out"),
+        ("pp=2,schedule=gpipe,chunks=2", "takes one chunk a rank"),
     ],
 )
 def test_a_wrong_pin_is_named(text: str, message: str) -> None:
@@ -153,21 +161,79 @@ def test_a_wrong_pin_is_named(text: str, message: str) -> None:
         parse_pins(text)
 
 
-@pytest.mark.parametrize(
-    ("pins", "error", "message"),
-    [
-        ("tp=3", PinError, "3 devices .* does not divide the cluster's 4"),
-        ("dp_replicate=2,dp_shard=1,cp=1,tp=1,pp=1", PinError, "2 of 4 devices"),
-        ("dp_shard=3", (PinError, InfeasiblePlanError), "3"),
-    ],
-)
-def test_pins_that_do_not_suit_the_cluster_are_refused(
-    pins: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
+REFUSED = {
+    "tp=3": "3 devices .* does not divide the cluster's 4",
+    "dp_replicate=2,dp_shard=1,cp=1,tp=1,pp=1": "2 of 4 devices",
+    "pp=2,tp=2,zero=3": "zero=3 shards over the ranks of dp_shard and cp",
+    "dp_shard=2,zero=0": "dp_shard=2 contradict",
+    "pp=4,schedule=interleaved": "4 segments",
+}
+
+
+@pytest.mark.parametrize(("pins", "message"), REFUSED.items())
+def test_pins_that_do_not_suit_the_cluster_are_refused(pins: str, message: str) -> None:
+    with pytest.raises(PinError, match=message):
         found("gpt", "cpu:4", pins)
 
 
 def test_a_batch_that_does_not_divide_names_the_legal_sizes() -> None:
-    with pytest.raises(InfeasiblePlanError, match=r"batch of 6 .* over 4 ranks .* are 1, 2, 3, 6;"):
+    with pytest.raises(PinError, match=r"batch of 6 .* over 4 ranks .* over 1, 2, 3 or 6\."):
         found("gpt", "cpu:4", "dp_shard=4", batch=6)
+
+
+UNCUT = {
+    "pp=2": r"cut into 2 microbatches: .*text @ image\.t\(\).* Leave out pp, pin microbatch=8",
+    "schedule=gpipe": r"Leave out schedule, pin microbatch=8",
+    "microbatch=2": r"microbatches: .*text @ image\.t\(\).* Leave out microbatch",
+    "pp=2,microbatch=2": r"text @ image\.t\(\).* Leave out pp and microbatch, or",
+}
+
+
+@pytest.mark.parametrize(("pins", "message"), UNCUT.items())
+def test_a_batch_that_cannot_be_cut_names_the_line_that_mixes_it(pins: str, message: str) -> None:
+    with pytest.raises(PinError, match=message):
+        found("two-tower", "cpu:2", pins)
+
+
+def test_context_ranks_without_a_sequence_are_refused() -> None:
+    with pytest.raises(PinError, match="cp=2 cuts the sequence, but MLP has none"):
+        found("mlp", "cpu:2", "cp=2")
+
+
+def test_tensor_ranks_that_divide_no_weight_are_refused() -> None:
+    with pytest.raises(
+        PinError, match=r"tp=3 cuts the weights of matrix products, but .* dims of 32, 64, 128"
+    ):
+        found("gpt", "cpu:3", "tp=3")
+
+
+HONOURED = (
+    "schedule=1f1b",
+    "schedule=interleaved",
+    "chunks=2",
+    "zero=1",
+    "zero=3",
+    "dp_shard=1,zero=3",
+    "dp_replicate=2,zero=3",
+    "dp_replicate=1,dp_shard=1,cp=1,pp=1",
+    "cp=2,microbatch=2",
+    "pp=1,tp=1,microbatch=8",
+    "pp=2,tp=1,microbatch=8",
+    "recompute=full,pp=2",
+    "pp=2,zero=2",
+    "tp=1,recompute=selective",
+)
+
+
+@pytest.mark.parametrize("pins", HONOURED)
+def test_every_plan_found_does_what_is_pinned(pins: str) -> None:
+    answer = found("gpt", "cpu:4", pins)
+    for tried in (answer.best, *answer.runner_ups):
+        sharded = tried.realized.sharded
+        assert broken_pins(parse_pins(pins), sharded, microbatch_size(tried.realized)) == ()
+    sharded = answer.best.realized.sharded
+    sizes = {"pp": sharded.stage_ranks, **{axis.name: axis.size for axis in sharded.axes}}
+    for role, size in (item.split("=") for item in pins.split(",") if item.split("=")[0] in (*ROLES, "pp")):
+        assert sizes.get(role, 1) == int(size)
+    if "schedule" in pins or "chunks" in pins:
+        assert sharded.stage_ranks > 1
