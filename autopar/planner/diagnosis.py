@@ -12,7 +12,7 @@ from autopar.planner.memory import Memory
 from autopar.planner.microbatches import Cut
 from autopar.planner.operators import PlannedType
 from autopar.planner.pins import Pins
-from autopar.planner.roles import does_main_work
+from autopar.planner.roles import does_main_work, weight_dims
 from autopar.planner.splits import divisors
 from autopar.shardings.sharded import NamedAxis, ShardedGraph
 
@@ -46,7 +46,7 @@ def nothing_to_do(
     """Why an axis has nothing to do, and what would give it something."""
     work = "cuts the sequence" if axis.name == "cp" else "cuts the weights of matrix products"
     if axis.name in pins.sizes and axis.name in ("cp", "tp"):
-        dims = {"cp": sequences_of(graph), "tp": _weight_dims(types)}[axis.name]
+        dims = {"cp": sequences_of(graph), "tp": weight_dims(types)}[axis.name]
         found = f"those of {graph.name} have dims of {_listed(dims)}" if dims else f"{graph.name} has none"
         return PinError(
             f"pin {axis.name}={axis.size} {work}, but {found}: no matrix product or attention divides so over "
@@ -58,19 +58,6 @@ def nothing_to_do(
         f"matrix products: {devices} devices would repeat each other's work. Use a batch that is a "
         f"multiple of {axis.size}, or one of {_listed(divisors(batch))} devices."
     )
-
-
-def _weight_dims(types: Mapping[str, PlannedType]) -> tuple[int, ...]:
-    """Sizes of the weights of matrix products."""
-    sizes = {
-        size
-        for planned in types.values()
-        for operator in planned.operators
-        if does_main_work(operator)
-        for place in operator.parameters
-        for size in operator.call.operands[place].shape
-    }
-    return tuple(sorted(sizes))
 
 
 def _listed(values: Iterable[int]) -> str:

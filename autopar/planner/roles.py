@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from autopar.planner.labels import BATCH, SEQUENCE, Labels, label_of_choice
 from autopar.planner.mesh import MeshAxis
-from autopar.planner.operators import PlannedOperator
+from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.work import family_of
 from autopar.shardings.placement import is_legal
 from autopar.shardings.strategy import AxisChoice
 
-__all__ = ["allowed_choices", "does_main_work"]
+__all__ = ["allowed_choices", "does_main_work", "weight_dims"]
 
 _LABEL_OF_ROLE = {"dp_replicate": BATCH, "dp_shard": BATCH, "cp": SEQUENCE}
 
@@ -32,6 +34,19 @@ def does_main_work(operator: PlannedOperator) -> bool:
     """True for products with a weight, and attention: what the devices are there for."""
     family = family_of(operator.call)
     return family == "attention" or (family == "matmul" and bool(operator.parameters))
+
+
+def weight_dims(types: Mapping[str, PlannedType]) -> tuple[int, ...]:
+    """Sizes of the weights of matrix products: what tensor ranks may cut, ascending."""
+    sizes = {
+        size
+        for planned in types.values()
+        for operator in planned.operators
+        if does_main_work(operator)
+        for place in operator.parameters
+        for size in operator.call.operands[place].shape
+    }
+    return tuple(sorted(sizes))
 
 
 def _without_idling(operator: PlannedOperator, choices: tuple[AxisChoice, ...]) -> tuple[AxisChoice, ...]:

@@ -28,6 +28,7 @@ from autopar.planner.pins import Pins
 from autopar.planner.prices import Known, Prices
 from autopar.planner.problem import solver_problem
 from autopar.planner.realize import Realized, realize
+from autopar.planner.roles import weight_dims
 from autopar.planner.shapes import Shape, has_schedule, shapes
 from autopar.planner.space import Keep, Space, search_space
 from autopar.planner.staging import Staged, Staging
@@ -153,11 +154,11 @@ class _Search:
     def whole(self) -> Model:
         return Model.of(without_biases(self.graph))
 
-    def run(self, start_s: float) -> Found:
-        """The fastest of the best plans on every mesh."""
+    def run(self, start_s: float, *, is_thorough: bool = False) -> Found:
+        """The fastest of the best plans on every mesh; of unusual ones too where the others leave devices idle."""
         tried: list[Tried] = []
         misfits: list[Tried] = []
-        for found in self._candidates():
+        for found in self._candidates(is_thorough=is_thorough):
             (tried if found.peak_bytes <= self.limit else misfits).append(found)
         tried.sort(key=lambda each: each.step_s)
         tried = [each for each in tried if not _splits_an_axis(each)] or tried
@@ -166,6 +167,8 @@ class _Search:
         busy = [each for each, axis in zip(tried, idle, strict=True) if axis is None]
         if not tried:
             raise self._nothing(misfits)
+        if not busy and not is_thorough:
+            return self.run(start_s, is_thorough=True)
         if not busy:
             assert idle[0] is not None
             whole, pins = self.whole, self.options.pins
@@ -179,9 +182,9 @@ class _Search:
             return nothing_fits([(each.realized.sharded, each.memory) for each in misfits], self.limit, cuts)
         return nothing_as_pinned(self.options.pins, batch_size(self.graph), cuts)
 
-    def _candidates(self) -> Iterator[Tried]:
+    def _candidates(self, *, is_thorough: bool) -> Iterator[Tried]:
         """The best plans of the shapes that look best; of every mesh, where the batch cannot be cut."""
-        first, others = _alike(self._estimates())
+        first, others = _alike(self._estimates(is_thorough=is_thorough))
         best_s, best_of, is_any = inf, None, False
         for count, estimate in enumerate(first):
             is_promising = estimate.step_s <= PROMISING * best_s
@@ -202,13 +205,13 @@ class _Search:
             for axes in candidate_meshes(self.cluster.devices, self.options.pins):
                 yield from self._on_mesh(axes)
 
-    def _estimates(self) -> list[Estimate]:
+    def _estimates(self, *, is_thorough: bool) -> list[Estimate]:
         """What every shape would roughly take, the best first."""
-        chains = self._chains() or self._chains(is_thorough=True)
+        chains = self._chains(is_thorough=is_thorough) or self._chains(is_thorough=True)
         batch, pins = batch_size(self.graph), self.options.pins
         return Estimator(self.cluster, batch, self.limit, pins, self._sliced).best(chains)
 
-    def _chains(self, *, is_thorough: bool = False) -> list[tuple[Shape, ...]]:
+    def _chains(self, *, is_thorough: bool) -> list[tuple[Shape, ...]]:
         """Shapes that the pins allow; those that nobody would choose unless they are all that is left, if asked."""
         calls, pins = self.whole.graph.calls, self.options.pins
         blocks = sum(1 for call in calls if call.module) or 1
@@ -220,7 +223,21 @@ class _Search:
             is_compiled=self.options.is_compiled,
             is_thorough=is_thorough,
         )
-        return [chain for chain in found if has_schedule(chain[0], pins, len(calls))]
+        return [chain for chain in found if self._is_sound(chain[0])]
+
+    def _is_sound(self, shape: Shape) -> bool:
+        """True when a schedule runs the shape, and every axis has something that it divides."""
+        pins, calls = self.options.pins, self.whole.graph.calls
+        lengths = sequences_of(self.graph)
+        cuts_sequences = not lengths or any(length % shape.cp == 0 for length in lengths)
+        cuts_weights = (
+            shape.tp == 1 or "tp" in pins.sizes or any(d % shape.tp == 0 for d in self._weight_dims)
+        )
+        return cuts_sequences and cuts_weights and has_schedule(shape, pins, len(calls))
+
+    @cached_property
+    def _weight_dims(self) -> tuple[int, ...]:
+        return weight_dims(self.whole.types)
 
     def _sliced(self, count: int) -> tuple[Graph, Mapping[str, PlannedType]] | Cut:
         model = self._model(count)

@@ -237,3 +237,9 @@ def test_every_plan_found_does_what_is_pinned(pins: str) -> None:
         assert sizes.get(role, 1) == int(size)
     if "schedule" in pins or "chunks" in pins:
         assert sharded.stage_ranks > 1
+
+
+def test_devices_that_divide_nothing_become_stages() -> None:
+    """Neither 8 sequences nor 16 tokens nor weights of 32, 64 and 128 divide by 3, but there are 4 segments."""
+    sharded = found("gpt", "cpu:6").best.realized.sharded
+    assert sharded.stage_ranks == 3
