@@ -187,12 +187,14 @@ def problems(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
     keys = ("source", "model", "layers", "hidden", "seq_len", "gbs_seqs", "gpu", "n_gpus")
     for comparison in comparisons:
         groups.setdefault(tuple(comparison.row[key] for key in keys), []).append(comparison)
-    return [group for group in groups.values() if len({_plan(comparison) for comparison in group}) > 2]
+    return [
+        group for group in groups.values() if len({plan_text(comparison.row) for comparison in group}) > 2
+    ]
 
 
-def _plan(comparison: Comparison) -> str:
+def plan_text(row: Mapping[str, str]) -> str:
     names = ("tp", "pp", "dp", "cp", "vp", "mbs", "recompute", "zero_stage", "seq_parallel")
-    return " ".join(f"{name}={comparison.row[name].split(' ')[0]}" for name in names if comparison.row[name])
+    return " ".join(f"{name}={row[name].split(' ')[0]}" for name in names if row[name])
 
 
 def summary(name: str, comparisons: Sequence[Comparison]) -> str:
@@ -221,6 +223,10 @@ def report(comparisons: Sequence[Comparison]) -> str:
             "",
             *_choices(comparisons),
             "",
+            f"{sum(map(has_stages, comparisons))} rows need pipeline stages (pp > 1 in their plan). They are priced",
+            "with the closed form of their schedule, as the planner prices its own stages; one row of every kind goes",
+            "through the planner itself, stages and all, in [published_planner.md](published_planner.md).",
+            "",
             "| row | model | devices | plan | measured s | predicted s | error |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *(_line(comparison) for comparison in comparisons),
@@ -235,7 +241,16 @@ def _summaries(comparisons: Sequence[Comparison]) -> list[str]:
         summary(source, [comparison for comparison in comparisons if comparison.row["source"] == source])
         for source in sources
     ]
-    return [*by_source, summary("all", comparisons)]
+    by_stages = [
+        summary(name, [comparison for comparison in comparisons if has_stages(comparison) == wanted])
+        for name, wanted in (("one stage", False), ("pipeline stages", True))
+    ]
+    return [*by_source, *by_stages, summary("all", comparisons)]
+
+
+def has_stages(comparison: Comparison) -> bool:
+    """True for rows that cannot be planned without pipeline stages."""
+    return int(comparison.row["pp"]) > 1
 
 
 def _choices(comparisons: Sequence[Comparison]) -> list[str]:
@@ -254,7 +269,7 @@ def _line(comparison: Comparison) -> str:
     row = comparison.row
     devices = f"{row['n_gpus']} {row['gpu']}"
     seconds = f"{comparison.measured_s:.4g} | {comparison.predicted_s:.4g}"
-    plan = f"seq={row['seq_len']} batch={row['gbs_seqs']} {_plan(comparison)}"
+    plan = f"seq={row['seq_len']} batch={row['gbs_seqs']} {plan_text(row)}"
     return f"| {row['row']} | {row['model']} | {devices} | {plan} | {seconds} | {comparison.error:+.1%} |"
 
 
