@@ -87,7 +87,9 @@ def _assert_utilization(result: dict[str, Any], plan: dict[str, Any]) -> None:
     )
     assert predicted["hfu"] == predicted["mfu"]  # nothing is recomputed
     assert predicted["memory"] == plan["predicted"]["memory"][0]
-    for category in ("parameters_bytes", "gradients_bytes", "optimizer_bytes"):
+    # What of the gradients exists at the fullest moment is predicted, all of them are measured.
+    assert predicted["memory"]["gradients_bytes"] <= measured["memory"]["gradients_bytes"] * 1.02
+    for category in ("parameters_bytes", "optimizer_bytes"):
         assert measured["memory"][category] == pytest.approx(predicted["memory"][category], rel=0.02)
 
 
