@@ -1,17 +1,18 @@
-"""From a module and a cluster to a plan, and from a plan to a program: the compiler in two functions."""
+"""From a module and a cluster to a plan, and from a plan to a program: the compiler in two functions.
+
+Capturing a module needs torch, and searching needs the solver: both are imported then, since a program is made of
+a plan without them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from autopar._version import __version__
-from autopar.capture import fingerprint
+from autopar.capture.fingerprint import fingerprint
 from autopar.capture.graph import Graph
-from autopar.capture.precision import COMPUTE_DTYPES, capture_in
 from autopar.clusters import cluster_of_plan, profile_lines
 from autopar.codegen.program import program_source
 from autopar.errors import PinError, PlanMismatchError
@@ -19,10 +20,12 @@ from autopar.plan.schema import Plan
 from autopar.planner.assemble import Question, make_plan
 from autopar.planner.pins import Pins, parse_pins
 from autopar.planner.restore import restore
-from autopar.planner.search import Options, search
 from cost_models.cluster import Cluster
 
-__all__ = ["PlanOptions", "check_model", "generate_program", "plan_graph", "plan_model"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["PlanOptions", "check_model", "check_options", "generate_program", "plan_graph", "plan_model"]
 
 OPTIMIZERS = ("adamw",)
 
@@ -54,25 +57,33 @@ def plan_model(
 
     Raises ``CaptureError``, ``PinError`` or ``InfeasiblePlanError``.
     """
-    pins = _checked(options)
+    from autopar.capture.precision import capture_in
+
+    pins = check_options(options)
     graph = capture_in(options.precision, module, args, dict(kwargs))
     return _plan(graph, cluster, options, pins)
 
 
 def plan_graph(graph: Graph, cluster: Cluster, options: PlanOptions) -> Plan:
     """The same for a graph that is already captured."""
-    return _plan(graph, cluster, options, _checked(options))
+    return _plan(graph, cluster, options, check_options(options))
 
 
-def _checked(options: PlanOptions) -> Pins:
-    if options.precision not in COMPUTE_DTYPES:
-        raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(COMPUTE_DTYPES)}")
+def check_options(options: PlanOptions) -> Pins:
+    """The pins among the options. Raises ``PinError`` naming an option that nobody knows."""
+    pins = parse_pins(options.pins)
     if options.optimizer not in OPTIMIZERS:
         raise PinError(f"optimizer '{options.optimizer}' is unknown: known are {', '.join(OPTIMIZERS)}")
-    return parse_pins(options.pins)
+    from autopar.capture.precision import COMPUTE_DTYPES
+
+    if options.precision not in COMPUTE_DTYPES:
+        raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(COMPUTE_DTYPES)}")
+    return pins
 
 
 def _plan(graph: Graph, cluster: Cluster, options: PlanOptions, pins: Pins) -> Plan:
+    from autopar.planner.search import Options, search
+
     is_compiled = cluster.device.kind == "cuda" if options.compile is None else options.compile
     found = search(graph, cluster, Options(pins, options.memory_bytes, is_compiled=is_compiled))
     question = Question(
@@ -100,6 +111,8 @@ def generate_program(plan: Plan) -> str:
 
 def check_model(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise ``PlanMismatchError`` unless ``plan`` was made for this module and inputs of these shapes."""
+    from autopar.capture.precision import capture_in
+
     graph = capture_in(plan.training.precision, module, args, dict(kwargs))
     if fingerprint(graph) != plan.model.fingerprint:
         raise PlanMismatchError(_difference(plan, graph))

@@ -80,9 +80,10 @@ def plan(
     found = _known(key)
     if found is None:
         from autopar.plan.files import format_plan
-        from autopar.planning import PlanOptions
+        from autopar.planning import PlanOptions, check_options
 
         options = PlanOptions(pin, memory_bytes, optimizer, precision, source=model, compile=compile_program)
+        check_options(options)
         found = _plan(devices, options, global_batch, seq_len)
         if key is not None:
             keep_plan(key, format_plan(found))

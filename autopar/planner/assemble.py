@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from autopar.capture.graph import Graph, Microbatches, SegmentType, Value
 from autopar.plan.schema import (
@@ -31,7 +32,6 @@ from autopar.plan.text import write_argument, write_tensor
 from autopar.planner.host import HostTime, step_range_s
 from autopar.planner.memory import Memory
 from autopar.planner.realize import Realized
-from autopar.planner.search import Found, Tried
 from autopar.planner.staging import Staged
 from autopar.planner.work import works
 from autopar.shardings.calls import Call
@@ -39,6 +39,9 @@ from autopar.shardings.placement import REPLICATE, Layout, format_layout
 from autopar.shardings.rules import loops_of
 from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph
 from cost_models.cluster import Cluster
+
+if TYPE_CHECKING:
+    from autopar.planner.search import Found, Tried
 
 __all__ = ["Question", "conversion_entries", "make_plan", "predicted_entry", "segment_entries"]
 
