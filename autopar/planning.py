@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autopar._version import __version__
-from autopar.capture.fingerprint import fingerprint
+from autopar.capture import fingerprint
 from autopar.capture.graph import Graph
 from autopar.clusters import cluster_of_plan, profile_lines
 from autopar.codegen.program import program_source
