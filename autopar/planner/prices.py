@@ -25,7 +25,7 @@ from autopar.shardings.calls import Call
 from autopar.shardings.conversion import ConversionTable, Step, conversion_table
 from autopar.shardings.placement import Layout, local_shape, shard
 from autopar.shardings.strategy import Strategy
-from cost_models.cluster import AxisPath, Cluster, joined_path, mesh_axes
+from cost_models.cluster import AxisPath, Cluster, Link, joined_path, mesh_axes
 from cost_models.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
 from cost_models.dtypes import dtype_bytes
 from cost_models.operators import Work, host_s, operator_s
@@ -98,6 +98,20 @@ class Prices:
     def stage_path(self) -> AxisPath:
         """From a rank to the same one of the next stage."""
         return mesh_axes(self.cluster, (self.execution.stage_ranks, *self.sizes))[0]
+
+    @cached_property
+    def stage_links(self) -> tuple[Link, ...]:
+        """By pipeline rank, the slowest link from its devices to the next rank; from the last rank to the first."""
+        cluster, devices = self.cluster, prod(self.sizes)
+        total = self.execution.stage_ranks * devices
+        crosses = [
+            any(
+                device // cluster.devices_per_node != (device + devices) % total // cluster.devices_per_node
+                for device in range(rank * devices, (rank + 1) * devices)
+            )
+            for rank in range(self.execution.stage_ranks)
+        ]
+        return tuple(cluster.inter if each else cluster.intra for each in crosses)
 
     def fusion(self, planned: PlannedType) -> Fusion:
         """The kernels of a segment as its part of the program runs."""

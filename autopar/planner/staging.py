@@ -137,7 +137,7 @@ class Staging:
             seconds,
             microbatches=self.microbatches,
             chunks=chunks,
-            transfer_s=self._transfer_s(stages) if self._is_cuda else 0.0,
+            transfer_s=self._transfers_s(stages) if self._is_cuda else 0.0,
         )
         busy = sum(seconds) / self.ranks * self.microbatches
         step = pipeline + max(upkeep)
@@ -155,9 +155,13 @@ class Staging:
         level = self.levels.index(stage.recompute)
         return sum(self.costs[place].seconds[level] for place in range(stage.calls[0], stage.calls[1] + 1))
 
-    def _transfer_s(self, stages: tuple[Stage, ...]) -> float:
-        """One way across the widest cut, for one microbatch."""
-        return max((self._wire_s(stage) for stage in stages[:-1]), default=0.0)
+    def _transfers_s(self, stages: tuple[Stage, ...]) -> list[float]:
+        """By pipeline rank, one way from the widest of its stages to the next one, for one microbatch."""
+        found = [0.0] * self.ranks
+        for place in range(len(stages) - 1):
+            rank = place % self.ranks
+            found[rank] = max(found[rank], self._wire_s(place, stages))
+        return found
 
     def _sends_s(self, rank: int, stages: tuple[Stage, ...]) -> float:
         """What a CPU spends on a microbatch's activations and gradients: nothing hides it there."""
@@ -168,13 +172,13 @@ class Staging:
             for place in range(len(stages) - 1)
             if rank in (place % self.ranks, (place + 1) % self.ranks)
         ]
-        return 2.0 * sum(self._wire_s(stages[place]) for place in ends)
+        return 2.0 * sum(self._wire_s(place, stages) for place in ends)
 
-    def _wire_s(self, stage: Stage) -> float:
-        path = self.prices.stage_path
-        return send_s(self._wire_bytes(stage.calls[1]), path.inter if path.crosses_nodes else path.intra)
+    def _wire_s(self, place: int, stages: tuple[Stage, ...]) -> float:
+        """One way from a stage to the next."""
+        return send_s(self.wire_bytes(stages[place].calls[1]), self.prices.stage_links[place % self.ranks])
 
-    def _wire_bytes(self, last: int) -> int:
+    def wire_bytes(self, last: int) -> int:
         """Bytes of what later calls read, as one rank holds it."""
         later = {name for call in self.graph.calls[last + 1 :] for name in call.arguments} | set(
             self.graph.outputs

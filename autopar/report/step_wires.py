@@ -9,18 +9,20 @@ from autopar.shardings.placement import local_shape
 from cost_models.collectives import send_s
 from cost_models.dtypes import dtype_bytes
 
-__all__ = ["wires_s"]
+__all__ = ["wire_bytes", "wires_s"]
 
 
 def wires_s(opened: Anatomy) -> tuple[float, ...]:
     """Seconds of one way across each cut between stages: everything that is made before it and read behind it."""
-    path = opened.prices.stage_path
-    link = path.inter if path.crosses_nodes else path.intra
-    return tuple(send_s(_wire_bytes(stage.calls[1], opened), link) for stage in opened.sharded.stages[:-1])
+    links, stages = opened.prices.stage_links, opened.sharded.stages
+    return tuple(
+        send_s(wire_bytes(stage.calls[1], opened), links[place % len(links)])
+        for place, stage in enumerate(stages[:-1])
+    )
 
 
-def _wire_bytes(last_call: int, opened: Anatomy) -> int:
-    """As one rank holds it."""
+def wire_bytes(last_call: int, opened: Anatomy) -> int:
+    """What goes across a cut behind a segment call, as one rank holds it."""
     graph, sharded = opened.sharded.graph, opened.sharded
     made = {name for call in graph.calls[: last_call + 1] for name in call.results}
     read = {name for call in graph.calls[last_call + 1 :] for name in call.arguments} | set(graph.outputs)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cost_models.schedules import SCHEDULES, bubble_fraction, microbatches_in_flight, pipeline_s
+from cost_models.simulator import simulate
+from cost_models.simulator_pipeline import Pipeline, StageCost, pipeline_actions
 
 
 def played_1f1b(
@@ -105,6 +107,48 @@ def test_one_stage_has_no_bubble(schedule: str) -> None:
 
 def test_the_slowest_stage_sets_the_pace() -> None:
     assert pipeline_s("1f1b", [1.0, 5.0, 1.0], microbatches=10) == pytest.approx(2.0 + 50.0)
+
+
+def played_s(schedule: str, transfers_s: list[float], *, microbatches: int, chunks: int) -> float:
+    """Ranks of 3 s a microbatch, the forward a third of it, and what each sends the next."""
+    ranks = len(transfers_s)
+    stages = [
+        StageCost(
+            *(1.0 / chunks,) * 3,
+            send_forward_s=transfers_s[stage % ranks],
+            send_backward_s=transfers_s[(stage - 1) % ranks],
+        )
+        for stage in range(ranks * chunks)
+    ]
+    return simulate(pipeline_actions(stages, Pipeline(schedule, ranks, microbatches))).step_s
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("transfer_s", [0.03, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("schedule", "chunks", "tolerance"),
+    [("gpipe", 1, 0.001), ("1f1b", 1, 0.01), ("zero-bubble", 1, 0.15), ("interleaved", 2, 0.13)],
+)
+def test_transfers_set_the_pace_as_in_the_played_schedule(
+    schedule: str, chunks: int, tolerance: float, transfer_s: float, ranks: int
+) -> None:
+    sizes = {"microbatches": 4 * ranks, "chunks": chunks}
+    seconds = pipeline_s(schedule, [3.0] * ranks, transfer_s=transfer_s, **sizes)
+    assert seconds == pytest.approx(played_s(schedule, [transfer_s] * ranks, **sizes), rel=tolerance)
+
+
+def test_one_slow_boundary_holds_up_the_ranks_before_it() -> None:
+    """The way between two nodes, in the middle of a pipeline whose other ways are fast."""
+    transfers_s = [0.01, 0.01, 0.01, 1.0, 0.01, 0.01, 0.01, 0.0]
+    seconds = pipeline_s("1f1b", [3.0] * 8, microbatches=64, transfer_s=transfers_s)
+    played = played_s("1f1b", transfers_s, microbatches=64, chunks=1)
+    assert seconds == pytest.approx(played, rel=0.05)
+    assert seconds > 1.1 * pipeline_s("1f1b", [3.0] * 8, microbatches=64)
+
+
+def test_a_single_microbatch_shows_every_transfer() -> None:
+    seconds = pipeline_s("gpipe", [3.0] * 4, microbatches=1, transfer_s=0.5)
+    assert seconds == pytest.approx(4 * 3.0 + 2 * 3 * 0.5)
 
 
 @pytest.mark.parametrize(("schedule", "stages"), [("dapple", 2), ("1f1b", 0)])
