@@ -16,7 +16,7 @@ from autopar.capture.graph import Graph
 from autopar.clusters import cluster_of_plan, profile_lines
 from autopar.codegen.program import program_source
 from autopar.errors import PinError, PlanMismatchError
-from autopar.plan.schema import Plan
+from autopar.plan.schema import OPTIMIZERS, PRECISIONS, Plan
 from autopar.planner.assemble import Question, make_plan
 from autopar.planner.pins import Pins, parse_pins
 from autopar.planner.restore import restore
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["PlanOptions", "check_model", "check_options", "generate_program", "plan_graph", "plan_model"]
-
-OPTIMIZERS = ("adamw",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +72,8 @@ def check_options(options: PlanOptions) -> Pins:
     pins = parse_pins(options.pins)
     if options.optimizer not in OPTIMIZERS:
         raise PinError(f"optimizer '{options.optimizer}' is unknown: known are {', '.join(OPTIMIZERS)}")
-    from autopar.capture.precision import COMPUTE_DTYPES
-
-    if options.precision not in COMPUTE_DTYPES:
-        raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(COMPUTE_DTYPES)}")
+    if options.precision not in PRECISIONS:
+        raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(PRECISIONS)}")
     return pins
 
 

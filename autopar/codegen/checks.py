@@ -17,7 +17,8 @@ _CROSS_ENTROPY = "aten.cross_entropy_loss.default"
 def check_sharded(sharded: ShardedGraph) -> None:
     """Raise ``PlanError`` naming the first value, input, output or count that does not fit the others."""
     graph = sharded.graph
-    for problem in chain(_made_twice(graph), _other_shapes(graph), _joins(graph), _counts(graph)):
+    problems = (_made_twice, _other_shapes, _inputs, _joins, _counts)
+    for problem in chain.from_iterable(check(graph) for check in problems):
         raise PlanError(f"{problem} Restore it or plan again.")
 
 
@@ -48,6 +49,17 @@ def _other_shapes(graph: Graph) -> Iterator[str]:
                 )
 
 
+def _inputs(graph: Graph) -> Iterator[str]:
+    """Inputs that are listed otherwise among the values between segments."""
+    for value in (i.value for i in graph.inputs):
+        listed = graph.values.get(value.name, value)
+        if (listed.shape, listed.dtype) != (value.shape, value.dtype):
+            yield (
+                f"outer_values has '{value.name}' as {listed.dtype}{list(listed.shape)}, but one microbatch of that "
+                f"input is {value.dtype}{list(value.shape)}."
+            )
+
+
 def _joins(graph: Graph) -> Iterator[str]:
     joins = graph.microbatches.joins
     if len(joins) != len(graph.outputs) and (joins or graph.microbatches.count > 1):
@@ -73,6 +85,10 @@ def _counts(graph: Graph) -> Iterator[str]:
             yield f"the schedule counts targets of '{where}', which is no cross-entropy of the plan."
         if name not in inputs:
             yield f"the schedule counts targets as '{name}', which is no input of the plan."
+    paths = {i.value.name: i.path for i in graph.inputs}
+    for name, where in graph.microbatches.counted.items():
+        if paths.get(name, f"count:{where}") != f"count:{where}":
+            yield f"the schedule counts '{name}' as the targets of '{where}', its input has the path '{paths[name]}'."
     for name in graph.microbatches.dims.keys() - inputs:
         yield f"the schedule cuts '{name}', which is no input of the plan."
     for i in graph.inputs:

@@ -31,6 +31,7 @@ def graph_of(plan: Plan) -> Graph:
 
     Raises ``PlanError`` naming the segment or operator that does not hang together.
     """
+    microbatches = _microbatches(plan.schedule)
     types = tuple(_segment(entry) for entry in plan.segments)
     calls = tuple(
         SegmentCall(call.type, call.module, tuple(call.arguments), tuple(call.results))
@@ -58,7 +59,7 @@ def graph_of(plan: Plan) -> Graph:
         values={name: read_tensor(name, text) for name, text in plan.outer_values.items()},
         output_tree=plan.model.output_tree,
         notes=tuple(plan.notes),
-        microbatches=_microbatches(plan.schedule),
+        microbatches=microbatches,
     )
     _check(graph)
     return graph
@@ -80,7 +81,7 @@ def _slice(value: Value, plan: Plan) -> Value:
     dim, count = plan.schedule.dims.get(value.name), plan.schedule.microbatches
     if dim is None:
         return value
-    if not 0 <= dim < len(value.shape) or value.shape[dim] % max(count, 1):
+    if not 0 <= dim < len(value.shape) or value.shape[dim] % count:
         raise PlanError(
             f"input {value.name} {list(value.shape)} cannot be cut along dim {dim} into {count} microbatches."
         )

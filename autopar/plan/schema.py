@@ -12,6 +12,8 @@ import msgspec
 
 __all__ = [
     "FORMAT",
+    "OPTIMIZERS",
+    "PRECISIONS",
     "CandidateEntry",
     "ClusterEntry",
     "ConversionEntry",
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 FORMAT = "autopar-plan/1"
+PRECISIONS = ("fp32", "bf16", "fp16")
+"""Of activations and of parameters in use; parameters rest in float32."""
+OPTIMIZERS = ("adamw",)
 
 Json = Any
 """Any JSON value."""
@@ -217,6 +222,8 @@ class CandidateEntry(_Entry, frozen=True):
     mesh: str
     step_time_s: float
     peak_memory_bytes: int
+    is_estimate: bool = False
+    """Summed up from parts, not planned."""
 
 
 class SolverEntry(_Entry, frozen=True):

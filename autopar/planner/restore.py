@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 import msgspec
 
@@ -14,9 +13,9 @@ from autopar.plan.schema import Plan
 from autopar.planner.assemble import conversion_entries, predicted_entry, segment_entries
 from autopar.planner.decisions import Decisions
 from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
-from autopar.planner.mesh import KINDS, MeshAxis
+from autopar.planner.mesh import MeshAxis
 from autopar.planner.operators import planned_types
-from autopar.planner.pins import ZERO_LEVELS
+from autopar.planner.plan_checks import STAGE, check_decisions
 from autopar.planner.prices import Prices
 from autopar.planner.realize import Realized, realize
 from autopar.planner.saved import saved_by
@@ -24,15 +23,12 @@ from autopar.planner.staging import Staged, Staging
 from autopar.planner.step import step_s
 from autopar.planner.tensors import parameter_groups, resting_placement
 from autopar.shardings.calls import Call
-from autopar.shardings.placement import Layout, parse_layout
+from autopar.shardings.placement import REPLICATE, Layout, parse_layout
 from autopar.shardings.rules import loops_of
 from autopar.shardings.sharded import Stage
 from cost_models.cluster import Cluster
 
 __all__ = ["restore"]
-
-STAGE = "stage"
-"""What the pipeline's axis says of parameters: each of its ranks has others."""
 
 
 def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
@@ -41,8 +37,9 @@ def restore(plan: Plan, cluster: Cluster) -> tuple[Plan, Realized]:
     Raises ``PlanError`` naming the operator, parameter or segment whose decision is impossible.
     """
     graph = graph_of(plan)
+    check_decisions(plan, cluster)
     _check_operators(graph)
-    axes = _axes(plan, cluster)
+    axes = _axes(plan)
     names = tuple(axis.axis for axis in plan.mesh if axis.parameters != STAGE)
     prices = Prices(cluster, axes, execution=_execution(plan))
     decisions = _decisions(plan, graph, names, axes)
@@ -83,39 +80,10 @@ def _check_operators(graph: Graph) -> None:
 
 
 def _execution(plan: Plan) -> Execution:
-    if not plan.stages:
-        raise PlanError("the plan has no stages. Restore them or plan again.")
-    for stage in plan.stages:
-        if stage.recompute not in RECOMPUTE_LEVELS or stage.zero not in ZERO_LEVELS:
-            raise PlanError(
-                f"a stage has recompute '{stage.recompute}' and zero {stage.zero}: legal are "
-                f"{', '.join(RECOMPUTE_LEVELS)} and {', '.join(map(str, ZERO_LEVELS))}."
-            )
-        if stage.zero != plan.stages[0].zero:
-            raise PlanError("stages have different ZeRO levels: give them all the same.")
     ranks = next((entry.size for entry in plan.mesh if entry.parameters == STAGE), 1)
-    _check_stages(plan, ranks)
     first = plan.stages[0]
     level = min((stage.recompute for stage in plan.stages), key=RECOMPUTE_LEVELS.index)
     return Execution(plan.training.compile, level, plan.schedule.microbatches, first.zero, ranks)
-
-
-def _check_stages(plan: Plan, ranks: int) -> None:
-    if len(plan.stages) % ranks or (ranks == 1 and len(plan.stages) > 1):
-        raise PlanError(f"{len(plan.stages)} stages cannot be dealt to {ranks} pipeline ranks.")
-    chunks = len(plan.stages) // ranks
-    legal = (
-        {"none"}
-        if ranks == 1
-        else {"interleaved", "zero-bubble"} | ({"gpipe", "1f1b"} if chunks == 1 else set())
-    )
-    if plan.schedule.name not in legal:
-        raise PlanError(
-            f"the schedule '{plan.schedule.name}' does not run {len(plan.stages)} stages on {ranks} pipeline "
-            f"ranks: legal are {', '.join(sorted(legal))}."
-        )
-    if any(not stage.segments for stage in plan.stages):
-        raise PlanError("a stage has no segments. Give it some, or plan again.")
 
 
 def _staged(plan: Plan, staging: Staging) -> Staged:
@@ -127,22 +95,8 @@ def _staged(plan: Plan, staging: Staging) -> Staged:
     return staging.staged(tuple(stages), plan.schedule.name)
 
 
-def _axes(plan: Plan, cluster: Cluster) -> tuple[MeshAxis, ...]:
-    axes = tuple(MeshAxis(entry.size, entry.parameters) for entry in plan.mesh if entry.parameters != STAGE)
-    for place, entry in enumerate(plan.mesh):
-        is_stage = entry.parameters == STAGE and place == 0
-        if not entry.axis.isidentifier() or entry.size < 2 or not (entry.parameters in KINDS or is_stage):
-            raise PlanError(
-                f"mesh axis '{entry.axis}' of size {entry.size} with parameters '{entry.parameters}': an "
-                f"axis has a plain name, a size of at least 2, and parameters of {', '.join(KINDS)}; "
-                f"the first one may have '{STAGE}'."
-            )
-    if len({entry.axis for entry in plan.mesh}) != len(plan.mesh):
-        raise PlanError("two axes of the plan's mesh have the same name.")
-    ranks = prod(entry.size for entry in plan.mesh)
-    if ranks != cluster.devices:
-        raise PlanError(f"the plan's mesh has {ranks} ranks, its cluster {cluster.devices} devices.")
-    return axes
+def _axes(plan: Plan) -> tuple[MeshAxis, ...]:
+    return tuple(MeshAxis(entry.size, entry.parameters) for entry in plan.mesh if entry.parameters != STAGE)
 
 
 def _layout(where: str, text: str, axes: tuple[str, ...]) -> Layout:
@@ -166,7 +120,12 @@ def _decisions(plan: Plan, graph: Graph, names: tuple[str, ...], axes: tuple[Mes
             where = f"input {segment.name}.{name}"
             decisions.boundaries[segment.name, name] = _layout(where, segment.boundaries[name], names)
     for entry in plan.inputs:
-        decisions.inputs[entry.name] = _layout(f"input {entry.name}", entry.layout, names)
+        layout = _layout(f"input {entry.name}", entry.layout, names)
+        if not all(placement == REPLICATE or placement.is_shard for placement in layout):
+            raise PlanError(
+                f"input {entry.name}: '{entry.layout}' is no way to read it; legal are S(dim) and R."
+            )
+        decisions.inputs[entry.name] = layout
     decisions.parameters.update(_resting(plan, graph, names, axes))
     return decisions
 
@@ -191,10 +150,20 @@ def _resting(
             )
         whole = resting_placement(group.value)
         layout = _layout(f"parameter {group.item.name}", written[group.item.name], names)
+        _check_engine(group.item.name, layout, axes, names)
         found[group.item.name] = tuple(
             whole if axis.is_data else placement for axis, placement in zip(axes, layout, strict=True)
         )
     return found
+
+
+def _check_engine(name: str, layout: Layout, axes: tuple[MeshAxis, ...], names: tuple[str, ...]) -> None:
+    for axis, placement, axis_name in zip(axes, layout, names, strict=True):
+        if axis.is_data and placement.is_shard:
+            raise PlanError(
+                f"parameter {name} rests as {axis_name}:{placement}, but the mesh says how parameters rest along "
+                f"{axis_name}: '{axis.kind}'. Leave that axis out of its layout."
+            )
 
 
 def _read_strategy(where: str, text: str, axes: tuple[str, ...]) -> tuple[str, ...]:

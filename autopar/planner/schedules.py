@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from autopar.planner.pins import Pins
 from cost_models.schedules import microbatches_per_round
 
-__all__ = ["schedules"]
+__all__ = ["runs", "schedules"]
 
 CHUNKS = (2, 4)
 """Stages of one rank that are tried with interleaved schedules."""
@@ -20,7 +20,7 @@ def schedules(pins: Pins, ranks: int, microbatches: int, segments: int) -> Itera
     too: 1F1B takes as long and holds less, except for fewer microbatches than ranks, where torch has no 1F1B.
     """
     for schedule, chunks in _wanted(pins, ranks, microbatches):
-        if ranks * chunks <= segments and _runs(schedule, ranks, microbatches):
+        if ranks * chunks <= segments and runs(schedule, ranks, microbatches):
             yield schedule, chunks
 
 
@@ -36,8 +36,8 @@ def _wanted(pins: Pins, ranks: int, microbatches: int) -> Iterator[tuple[str, in
             yield "interleaved", chunks
 
 
-def _runs(schedule: str, ranks: int, microbatches: int) -> bool:
-    """torch's own conditions."""
+def runs(schedule: str, ranks: int, microbatches: int) -> bool:
+    """True when so many ranks can play a schedule with so many microbatches: torch's own conditions."""
     if schedule == "1f1b":
         return microbatches >= ranks
     is_round = microbatches % microbatches_per_round(ranks, microbatches) == 0

@@ -18,6 +18,7 @@ from tests.gloo_pool import GlooPool
 
 STAGED = Case("gpt-4", "cpu:2", "pp=2,schedule=1f1b,microbatch=2,recompute=none", uneven=True)
 CHUNKED = Case("gpt-4", "cpu:2", "pp=2,schedule=interleaved,chunks=2,microbatch=2,recompute=none")
+FEW = Case("gpt-4", "cpu:2", "pp=2,schedule=gpipe,microbatch=8,recompute=none")
 SLICED = Case("gpt-4", "cpu:2", "dp_shard=2,zero=2,microbatch=2,recompute=none", uneven=True)
 
 Data = dict[str, Any]
@@ -125,7 +126,7 @@ UNSOUND: dict[str, tuple[Case, Edit, str]] = {
     "stages exchanged": (STAGED, _exchange, "'layers.2' reads 'layers_1', which nothing before it makes"),
     "a segment lost": (STAGED, _lose, "reads 'layers_1', which nothing before it makes"),
     "a segment twice": (STAGED, _repeat, "two segments make 'layers_1'"),
-    "an empty stage": (STAGED, _clear, "a stage has no segments"),
+    "an empty stage": (STAGED, _clear, "stage 0 has no segments"),
     "a stage too few": (STAGED, _merge, "1 stages cannot be dealt to 2 pipeline ranks"),
     "another schedule": (STAGED, _set("schedule", name="dualpipe"), "legal are 1f1b, gpipe, interleaved, zero-bubble"),
     "no schedule": (STAGED, _set("schedule", name="none"), "'none' does not run 2 stages"),
@@ -138,6 +139,38 @@ UNSOUND: dict[str, tuple[Case, Edit, str]] = {
     "microbatches that do not divide": (SLICED, _set("schedule", microbatches=3), "cannot be cut along dim 0 into 3"),
     "an input not cut": (SLICED, _set("schedule", dims={}), "written for another number of microbatches"),
     "a cut of nothing": (SLICED, _set("schedule", dims={"tokens": 0, "targets": 0, "x": 0}), "cuts 'x', which is no"),
+    "no microbatches": (SLICED, _set("schedule", microbatches=0), "has 0 microbatches: it needs at least 1"),
+    "other ranks": (STAGED, _set("stages", 1, ranks=[0, 0]), "stage 1 has ranks [0, 0], but the mesh gives it [1, 1]"),
+    "whole parameters on a shard axis": (
+        SLICED,
+        _set("stages", -1, zero=0),
+        "zero 0, but the mesh axis dp_shard keeps parameters as 'shard': legal levels are 1, 2 and 3",
+    ),
+    "shards on no axis": (STAGED, _set("stages", -1, zero=3), "zero 3, but no axis of the mesh keeps parameters"),
+    "stages along another name": (STAGED, _set("mesh", 0, axis="x"), "of the stages, and no other, is called pp"),
+    "another axis called pp": (SLICED, _set("mesh", 0, axis="pp"), "of the stages, and no other, is called pp"),
+    "an axis that is a keyword": (SLICED, _set("mesh", 0, axis="class"), "an axis has a plain name"),
+    "1f1b of too few microbatches": (
+        FEW,
+        _set("schedule", name="1f1b"),
+        "'1f1b' does not run 1 microbatches on 2 pipeline ranks: legal are gpipe, interleaved, zero-bubble",
+    ),
+    "another batch": (SLICED, _set("training", global_batch=16), "global_batch 16 and tokens 128, but the inputs have"),
+    "another precision": (SLICED, _set("training", precision="int4"), "precision 'int4': legal are fp32, bf16, fp16"),
+    "another optimizer": (SLICED, _set("training", optimizer="lion"), "optimizer 'lion': legal are adamw"),
+    "other nodes": (SLICED, _set("cluster", nodes=2), "cpu, 1, 2, its entry says cpu, 2, 2"),
+    "no memory": (SLICED, _set("cluster", memory_limit_bytes=0), "memory_limit_bytes is 0"),
+    "an input that is a sum": (SLICED, _set("inputs", 0, layout="dp_shard:R|P"), "legal are S(dim) and R"),
+    "a parameter along the engine's axis": (
+        SLICED,
+        _set("parameters", -1, layout="dp_shard:S(0)"),
+        "but the mesh says how parameters rest along dp_shard: 'shard'",
+    ),
+    "an input listed otherwise": (
+        SLICED,
+        lambda data: data["outer_values"].update(tokens="int64[1, 1]"),
+        "outer_values has 'tokens' as int64[1, 1], but one microbatch of that input is int64[4, 16]",
+    ),
     "no joins": (SLICED, _set("schedule", joins=[]), "of 0 outputs how slices join, the model has 1"),
     "a number concatenated": (SLICED, _set("schedule", joins=["cat 0"]), "along dim 0, but it has 0 dims"),
     "targets not counted": (SLICED, _set("schedule", counted={}), "does not count 'target_count'"),
