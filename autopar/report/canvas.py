@@ -5,6 +5,7 @@ Colours are Okabe and Ito's ("Color Universal Design", 2008), which colour-blind
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
@@ -15,8 +16,12 @@ __all__ = [
     "PALE",
     "RANK_COLORS",
     "ROLE_COLORS",
+    "SCHEDULE_COLORS",
+    "SEND_COLOR",
+    "TIME_COLORS",
     "add_legend",
     "new_figure",
+    "patches",
     "text_color",
 ]
 
@@ -52,6 +57,20 @@ COLLECTIVE_COLORS = {
     "share": "#bbbbbb",
     "pad": "#bbbbbb",
 }
+
+SEND_COLOR = _ORANGE
+"""From one stage of a pipeline to another."""
+
+TIME_COLORS = {"operators": _SKY, "exposed communication": _YELLOW, "idle": PALE}
+"""By what a device does with its seconds."""
+
+SCHEDULE_COLORS = {
+    "forward": _BLUE,
+    "backward": _GREEN,
+    "gradients of weights": "#8fd3bd",
+    "optimizer": _PURPLE,
+}
+"""By what a pipeline rank does."""
 
 FAMILY_COLORS = {
     "matmul": _ORANGE,
@@ -89,19 +108,24 @@ def new_figure(width_in: float, height_in: float) -> Any:
 
 def add_legend(figure: Any, colors: dict[str, str], columns: int = 4) -> None:
     """A legend of coloured patches under the figure."""
-    from matplotlib.patches import Patch
-
-    patches = [
-        Patch(facecolor=color, edgecolor="#888888", linewidth=0.5, label=label)
-        for label, color in colors.items()
-    ]
+    handles = patches(colors)
     figure.legend(
-        handles=patches,
+        handles=handles,
         loc="outside lower center",
-        ncols=min(columns, len(patches)),
+        ncols=min(columns, len(handles)),
         frameon=False,
         fontsize=9,
     )
+
+
+def patches(colors: Mapping[str, str]) -> list[Any]:
+    """Coloured patches with labels, for legends."""
+    from matplotlib.patches import Patch
+
+    return [
+        Patch(facecolor=color, edgecolor="#888888", linewidth=0.5, label=label)
+        for label, color in colors.items()
+    ]
 
 
 def text_color(background: str) -> str:

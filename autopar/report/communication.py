@@ -142,20 +142,29 @@ def _parameter_traffic(opened: Anatomy) -> Iterator[Exchange]:
             held = len(group.names) * prod(local_shape(value.shape, layout, opened.sharded.sizes))
             gathered_bytes += held * dtype_bytes(value.dtype)
             elements += held
-    trained_bytes = round(MASTER_BYTES * elements)
-    gather_s = opened.prices.gather_s(gathered_bytes)
-    sum_s = opened.prices.gradient_sync_s(trained_bytes)
-    shards = [axis for axis in opened.sharded.axes if axis.kind == SHARD]
-    if shards:
-        names = " ".join(axis.name for axis in shards)
-        size, is_twice = round(gathered_bytes), opened.prices.execution.zero == 3
-        backward = ("all_gather", size, gather_s / 2) if is_twice else ("nothing", 0, 0.0)
-        hop = Hop(names, "all_gather", backward[0], size, backward[1], gather_s - backward[2], backward[2])
-        often = "for every use" if is_twice else "once"
-        yield Exchange("", "parameters, for use", f"{names}: at rest → whole, {often}", (hop,), 1, gather_s)
+    if any(axis.kind == SHARD for axis in opened.sharded.axes):
+        yield _gathers(round(gathered_bytes), opened)
+    if any(axis.is_data for axis in opened.sharded.axes):
+        yield _gradient_sums(round(MASTER_BYTES * elements), opened)
+
+
+def _gathers(gathered_bytes: int, opened: Anatomy) -> Exchange:
+    """Once a step, or for the forward and the backward of every microbatch."""
+    names = " ".join(axis.name for axis in opened.sharded.axes if axis.kind == SHARD)
+    seconds, is_often = opened.prices.gather_s(gathered_bytes), opened.prices.execution.zero == 3
+    times = opened.prices.execution.microbatches if is_often else 1
+    again = ("all_gather", gathered_bytes, seconds / times / 2) if is_often else ("nothing", 0, 0.0)
+    hop = Hop(names, "all_gather", again[0], gathered_bytes, again[1], seconds / times - again[2], again[2])
+    change = f"{names}: at rest → whole, {'for every use' if is_often else 'once'}"
+    return Exchange("", "parameters, for use", change, (hop,), times, seconds)
+
+
+def _gradient_sums(summed_bytes: int, opened: Anatomy) -> Exchange:
+    """Once a step, or scattered with every microbatch; replicas of shards are summed once."""
     data = [axis for axis in opened.sharded.axes if axis.is_data]
-    if data:
-        names = " ".join(axis.name for axis in data)
-        kind = "reduce_scatter" if len(shards) == len(data) else "all_reduce"
-        hop = Hop(names, "nothing", kind, 0, trained_bytes, 0.0, sum_s)
-        yield Exchange("", "gradients of parameters", f"{names}: partial → summed", (hop,), 1, sum_s)
+    names, shards = " ".join(axis.name for axis in data), sum(axis.kind == SHARD for axis in data)
+    kind = "reduce_scatter" if shards == len(data) else "all_reduce"
+    times = opened.prices.execution.microbatches if shards and opened.prices.execution.zero > 1 else 1
+    seconds = opened.prices.gradient_sync_s(summed_bytes)
+    hop = Hop(names, "nothing", kind, 0, summed_bytes, 0.0, seconds / times)
+    return Exchange("", "gradients of parameters", f"{names}: partial → summed", (hop,), times, seconds)

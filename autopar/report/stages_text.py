@@ -10,7 +10,7 @@ from rich.table import Table
 from autopar.plan.schema import MemoryEntry, Plan, StageEntry
 from autopar.report.units import plain, show_bytes, show_share
 
-__all__ = ["execution_text", "stage_memory_table", "stages_table"]
+__all__ = ["execution_text", "mesh_text", "stage_memory_table", "stages_table"]
 
 MOST_ROWS = 10
 """Stages or ranks that are listed one by one."""
@@ -19,6 +19,11 @@ ZERO = {
     2: "gradients and optimizer state sharded (ZeRO-2)",
     3: "parameters sharded, gathered for every use (ZeRO-3)",
 }
+
+
+def mesh_text(plan: Plan) -> str:
+    """``pp 4 × tp 8``"""
+    return " × ".join(f"{plain(axis.axis)} {axis.size}" for axis in plan.mesh) or "one device"
 
 
 def execution_text(plan: Plan) -> str:

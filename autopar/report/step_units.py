@@ -15,7 +15,7 @@ from autopar.shardings.sharded import stages_of_parameters
 from cost_models.dtypes import dtype_bytes
 from cost_models.simulator_blocks import Unit
 
-__all__ = ["optimizer_s", "unit_name", "units_of"]
+__all__ = ["optimizer_s", "parameters_by_rank", "unit_name", "units_of"]
 
 
 def unit_name(block: str, rank: int, opened: Anatomy) -> str:
@@ -34,7 +34,7 @@ def units_of(opened: Anatomy) -> dict[str, Unit]:
         opened.prices, known=Known(), execution=replace(opened.prices.execution, microbatches=1, zero=1)
     )
     units = {unit_name("", rank, opened): Unit(is_kept=True) for rank in range(opened.sharded.stage_ranks)}
-    for name, rank, value, layout in _parameters(opened):
+    for name, rank, value, layout in parameters_by_rank(opened):
         unit = unit_name(_block_of(name, opened), rank, opened)
         units[unit] = _joined(units.get(unit, Unit()), _unit(value, layout, once, opened.prices))
     return units
@@ -43,12 +43,12 @@ def units_of(opened: Anatomy) -> dict[str, Unit]:
 def optimizer_s(opened: Anatomy) -> tuple[float, ...]:
     """By pipeline rank, the update of its parameters."""
     found = [0.0] * opened.sharded.stage_ranks
-    for _, rank, value, layout in _parameters(opened):
+    for _, rank, value, layout in parameters_by_rank(opened):
         found[rank] += opened.prices.upkeep_s(value, layout) - opened.prices.traffic_s(value, layout)
     return tuple(found)
 
 
-def _parameters(opened: Anatomy) -> Iterator[tuple[str, int, Value, Layout]]:
+def parameters_by_rank(opened: Anatomy) -> Iterator[tuple[str, int, Value, Layout]]:
     """(name, pipeline rank, tensor, layout) of every trained parameter, on each rank that uses it."""
     stages = stages_of_parameters(opened.sharded)
     for group in parameter_groups(opened.sharded.graph):

@@ -21,8 +21,8 @@ def wires_s(opened: Anatomy) -> tuple[float, ...]:
     )
 
 
-def wire_bytes(last_call: int, opened: Anatomy) -> int:
-    """What goes across a cut behind a segment call, as one rank holds it."""
+def wire_bytes(last_call: int, opened: Anatomy, *, only_gradients: bool = False) -> int:
+    """What goes across a cut behind a segment call, as one rank holds it; the gradients that come back, if asked."""
     graph, sharded = opened.sharded.graph, opened.sharded
     made = {name for call in graph.calls[: last_call + 1] for name in call.results}
     read = {name for call in graph.calls[last_call + 1 :] for name in call.arguments} | set(graph.outputs)
@@ -30,4 +30,5 @@ def wire_bytes(last_call: int, opened: Anatomy) -> int:
         prod(local_shape(graph.values[name].shape, sharded.made_layout(name), sharded.sizes))
         * dtype_bytes(graph.values[name].dtype)
         for name in made & read
+        if graph.values[name].requires_grad or not only_gradients
     )
