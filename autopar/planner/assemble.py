@@ -29,6 +29,7 @@ from autopar.plan.schema import (
     TrainingEntry,
 )
 from autopar.plan.text import write_argument, write_tensor
+from autopar.planner.execution import Execution
 from autopar.planner.host import HostTime, step_range_s
 from autopar.planner.memory import Memory
 from autopar.planner.realize import Realized
@@ -41,6 +42,7 @@ from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph
 from cost_models.cluster import Cluster
 
 if TYPE_CHECKING:
+    from autopar.planner.estimate import Estimate
     from autopar.planner.search import Found, Tried
 
 __all__ = ["Question", "conversion_entries", "make_plan", "predicted_entry", "segment_entries"]
@@ -328,25 +330,52 @@ def _solver(found: Found) -> SolverEntry:
         method=solution.method,
         wall_s=round(found.wall_s, 3),
         candidates=[
-            CandidateEntry(_candidate_text(each), each.step_s, each.peak_bytes) for each in found.runner_ups
+            *(
+                CandidateEntry(_candidate_text(each), each.step_s, each.peak_bytes)
+                for each in found.runner_ups
+            ),
+            *(
+                CandidateEntry(_shape_text(each), each.step_s, round(each.peak_bytes), is_estimate=True)
+                for each in found.estimates
+            ),
         ],
     )
+
+
+def _shape_text(estimate: Estimate) -> str:
+    """Ranks and execution of a shape, as those of a plan."""
+    shape = estimate.shape
+    sizes = {
+        "pp": shape.pp,
+        "dp_replicate": shape.dp_replicate,
+        "dp_shard": shape.dp_shard,
+        "cp": shape.cp,
+        "tp": shape.tp,
+    }
+    mesh = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one device"
+    is_sharded = shape.dp_shard > 1 or shape.execution.zero > 0
+    return ", ".join([mesh, *_execution_parts(shape.execution, estimate.schedule, is_sharded=is_sharded)])
 
 
 def _candidate_text(tried: Tried) -> str:
     """Mesh and execution, as far as it is not the plain one."""
     execution, axes = tried.execution, tried.realized.sharded.axes
     stages = [f"pp {execution.stage_ranks}"] if execution.stage_ranks > 1 else []
-    parts = [" × ".join([*stages, *([_mesh_text(axes)] if axes or not stages else [])])]
-    if tried.staged:
-        parts.append(tried.staged.schedule)
-    if any(axis.kind == "shard" for axis in axes):
+    mesh = " × ".join([*stages, *([_mesh_text(axes)] if axes or not stages else [])])
+    schedule = tried.staged.schedule if tried.staged else ""
+    is_sharded = any(axis.kind == "shard" for axis in axes)
+    return ", ".join([mesh, *_execution_parts(execution, schedule, is_sharded=is_sharded)])
+
+
+def _execution_parts(execution: Execution, schedule: str, *, is_sharded: bool) -> list[str]:
+    parts = [schedule] if schedule else []
+    if is_sharded:
         parts.append(f"zero {execution.zero}")
     if execution.recompute != "none":
         parts.append(f"recompute {execution.recompute}")
     if execution.microbatches > 1:
         parts.append(f"{execution.microbatches} microbatches")
-    return ", ".join(parts)
+    return parts
 
 
 def _mesh_text(axes: tuple[NamedAxis, ...]) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import ceil, inf
+from functools import cache
+from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autopar.capture.graph import Graph
+from autopar.planner.balance import balanced
 from autopar.planner.decisions import decisions_of
 from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
+from autopar.planner.fusion import Fusion
 from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
 from autopar.planner.microbatches import Cut
 from autopar.planner.naming import axis_names
@@ -25,10 +28,13 @@ from autopar.planner.shapes import Chain, Shape
 from autopar.planner.space import search_space
 from autopar.planner.staging import Staging
 from cost_models.cluster import Cluster
+from cost_models.collectives import send_s
 from cost_models.schedules import microbatches_in_flight, pipeline_s
 from solver import Fan, Node, Problem, solve
 
 __all__ = ["Estimate", "Estimator"]
+
+Array = NDArray[np.float64]
 
 STATE_BYTES = 16
 """Parameter, gradient and AdamW's two moments, 4 bytes each."""
@@ -45,29 +51,46 @@ HOPELESS = 1.2
 
 
 @dataclass(frozen=True, slots=True)
+class Ranks:
+    """What each pipeline rank runs: an entry per rank, for one microbatch."""
+
+    seconds: Array
+    kept_bytes: Array
+    held_bytes: Array
+    working_bytes: Array
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """The model on one data rank: prices of a microbatch, by segment call of a folded model."""
+    """The model on one data rank: what every segment call takes for a microbatch."""
 
-    cost: Mapping[str, CallCost]
-    """By segment type."""
-    counts: Mapping[str, int]
+    calls: tuple[CallCost, ...]
+    wire_bytes: float
+    """Most bytes that go from one call to those after it."""
+    dealt: dict[tuple[int, int], Ranks] = field(default_factory=dict)
+    """What is known already, by ranks and stages of each."""
 
-    def total(self, of: Callable[[CallCost], float]) -> float:
-        """Sum over all calls."""
-        return sum(self.counts[name] * of(cost) for name, cost in self.cost.items())
+    def on(self, ranks: int, chunks: int = 1) -> Ranks:
+        """The calls dealt evenly to so many ranks with so many stages each."""
+        if (ranks, chunks) not in self.dealt:
+            self.dealt[ranks, chunks] = self._on(ranks, chunks)
+        return self.dealt[ranks, chunks]
 
-    def scaled(self, times: float) -> Kernel:
-        """What so many times as many sequences would take, if nothing got more efficient."""
-        return Kernel(
-            {
-                name: replace(
-                    cost,
-                    seconds=tuple(times * seconds for seconds in cost.seconds),
-                    kept_bytes=tuple(times * kept for kept in cost.kept_bytes),
-                )
-                for name, cost in self.cost.items()
-            },
-            self.counts,
+    def _on(self, ranks: int, chunks: int) -> Ranks:
+        ends = balanced([call.seconds[0] for call in self.calls], ranks * chunks)
+        mine = [
+            [
+                call
+                for first in range(rank, ranks * chunks, ranks)
+                for call in self.calls[slice(*ends[first:][:2])]
+            ]
+            for rank in range(ranks)
+        ]
+        return Ranks(
+            np.array([sum(call.seconds[0] for call in calls) for calls in mine]),
+            np.array([sum(call.kept_bytes[0] for call in calls) for calls in mine]),
+            np.array([sum(call.held_bytes for call in calls) for calls in mine]),
+            np.array([max(call.working_bytes for call in calls) for calls in mine]),
         )
 
 
@@ -94,6 +117,8 @@ class Estimate:
     shape: Shape
     step_s: float
     peak_bytes: float
+    schedule: str = ""
+    """Of the pipeline, where there is one."""
 
 
 @dataclass
@@ -109,6 +134,8 @@ class Estimator:
     kernels: dict[KernelKey, Kernel | None] = field(default_factory=dict)
     known: dict[tuple[int, int], Known] = field(default_factory=dict)
     """Conversions by context and tensor ranks."""
+    fusions: dict[tuple[int, str], dict[tuple[str, str], Fusion]] = field(default_factory=dict)
+    """Kernels of segments by sequences and recompute level."""
     best_s: float = inf
     """The fastest estimate so far of what fits."""
 
@@ -161,23 +188,15 @@ class Estimator:
 
     def _is_hopeless(self, shape: Shape, smaller: Kernel, times: float) -> bool:
         """True when it could not fit, or not be fast enough, even if a device worked far better on more rows."""
-        kernel = smaller.scaled(times)
-        least = self._estimate(shape, kernel)
+        least = self._estimate(shape, smaller, times)
         slowest_s = self.best_s / BEST_GAIN
         return least.peak_bytes > HOPELESS * self.limit_bytes or least.step_s > slowest_s
 
-    def _estimate(self, shape: Shape, kernel: Kernel) -> Estimate:
-        count = shape.execution.microbatches
-        stage_s = self._stage_s(kernel, shape.pp)
-        held = kernel.total(lambda cost: cost.held_bytes) / shape.pp
-        upkeep_s = self._upkeep_s(shape, held / STATE_BYTES, count * stage_s)
+    def _estimate(self, shape: Shape, kernel: Kernel, times: float = 1.0) -> Estimate:
+        """With a kernel of so many times fewer sequences than the shape has, were nothing more efficient on more."""
         found = [
-            Estimate(
-                shape,
-                pipeline_s(schedule, [stage_s] * shape.pp, microbatches=count, chunks=chunks) + upkeep_s,
-                self._peak_bytes(kernel, shape, held, schedule, chunks),
-            )
-            for schedule, chunks in self._schedules(shape, sum(kernel.counts.values()))
+            self._scheduled(shape, kernel, times, schedule, chunks)
+            for schedule, chunks in self._schedules(shape, len(kernel.calls))
         ]
         return min(
             found,
@@ -185,38 +204,52 @@ class Estimator:
             default=Estimate(shape, inf, inf),
         )
 
+    def _scheduled(self, shape: Shape, kernel: Kernel, times: float, schedule: str, chunks: int) -> Estimate:
+        count = shape.execution.microbatches
+        ranks = kernel.on(shape.pp, chunks)
+        sends_s = self._sends_s(shape, chunks, times * kernel.wire_bytes)
+        is_cuda = self.cluster.device.kind == "cuda"
+        # On a CPU nothing hides what a rank sends, forward and backward, before and behind.
+        seconds = times * ranks.seconds + (0.0 if is_cuda else 2.0 * chunks * (sends_s + np.roll(sends_s, 1)))
+        pipeline = pipeline_s(
+            schedule,
+            list(seconds),
+            microbatches=count,
+            chunks=chunks,
+            transfer_s=list(sends_s) if is_cuda else 0.0,
+        )
+        heaviest = int(ranks.held_bytes.argmax())
+        upkeep_s = self._upkeep_s(shape, ranks.held_bytes[heaviest] / STATE_BYTES, count * seconds[heaviest])
+        in_flight = _in_flight(schedule, shape.pp, count, chunks)
+        peak_bytes = self._peak_bytes(shape, ranks, times * in_flight)
+        return Estimate(shape, float(pipeline + upkeep_s), peak_bytes, schedule if shape.pp > 1 else "")
+
     def _schedules(self, shape: Shape, segments: int) -> list[tuple[str, int]]:
         if shape.pp == 1:
             return [("gpipe", 1)]
         return list(schedules(self.pins, shape.pp, shape.execution.microbatches, segments))
 
-    def _stage_s(self, kernel: Kernel, pp: int) -> float:
-        """The slowest stage: repeated blocks come whole, and the largest single call fits nowhere else."""
-        seconds = {name: cost.seconds[0] for name, cost in kernel.cost.items()}
-        total = kernel.total(lambda cost: cost.seconds[0])
-        if pp == 1:
-            return total
-        most = max(kernel.counts, key=lambda name: kernel.counts[name])
-        return max(total / pp, max(seconds.values()), ceil(kernel.counts[most] / pp) * seconds[most])
+    def _sends_s(self, shape: Shape, chunks: int, wire_bytes: float) -> Array:
+        """One microbatch's activations from each pipeline rank to the next, from the last to the first if need be."""
+        if shape.pp == 1:
+            return np.zeros(1)
+        sends = [send_s(wire_bytes, link) for link in self._data_prices(shape).stage_links]
+        return np.array([*sends[:-1], sends[-1] if chunks > 1 else 0.0])
 
-    def _peak_bytes(self, kernel: Kernel, shape: Shape, held: float, schedule: str, chunks: int) -> float:
-        """On the first stage, with the most microbatches in flight."""
-        execution, pp = shape.execution, shape.pp
-        in_flight = 1.0
-        if pp > 1:
-            in_flight = microbatches_in_flight(
-                schedule, stages=pp, stage=0, microbatches=execution.microbatches, chunks=chunks
-            )
-        kept = kernel.total(lambda cost: cost.kept_bytes[0]) / pp
+    def _peak_bytes(self, shape: Shape, ranks: Ranks, in_flight: Array) -> float:
+        """On the fullest pipeline rank; ``in_flight`` counts microbatches of the kernel's size."""
+        execution, held = shape.execution, ranks.held_bytes
         sharded = held / (shape.dp_shard * shape.cp) if execution.zero else held
-        gathered = 0.0
+        gathered = np.zeros_like(held)
         if 0 < execution.zero < 3:
             gathered = held / STATE_BYTES * (2 + (MASTER_BYTES if execution.zero == 1 else 0))
-        working = max(cost.working_bytes for cost in kernel.cost.values())
-        if pp == execution.microbatches == 1:
+        kept = in_flight * ranks.kept_bytes
+        if shape.pp == execution.microbatches == 1:
             # Gradients come as activations go.
-            return gathered + working + max((1 - GRADIENT_SHARE) * sharded + kept, sharded)
-        return sharded + gathered + in_flight * kept + working
+            held_most = np.maximum((1 - GRADIENT_SHARE) * sharded + kept, sharded)
+        else:
+            held_most = sharded + kept
+        return float((held_most + gathered + ranks.working_bytes).max())
 
     def _upkeep_s(self, shape: Shape, parameters: float, compute_s: float) -> float:
         """The optimizer, and what sticks out of gathers and gradient sums beside compute."""
@@ -256,7 +289,9 @@ class Estimator:
         # As for several microbatches: gradients are held beside activations.
         execution = Execution(shape.execution.is_compiled, shape.execution.recompute, 2, 0, rest)
         shared = self.known.setdefault((shape.cp, shape.tp), Known())
-        prices = Prices(self.cluster, axes, Known(tables=shared.tables, steps=shared.steps), execution)
+        fusions = self.fusions.setdefault((shape.sequences(self.batch), execution.recompute), {})
+        known = Known(tables=shared.tables, steps=shared.steps, fusions=fusions)
+        prices = Prices(self.cluster, axes, known, execution)
         space = search_space(graph, types, prices)
         problem = solver_problem(space)
         price = MEMORY_SHARE * _fastest_s(problem) / self.cluster.device.memory_bytes
@@ -265,9 +300,23 @@ class Estimator:
             return None
         decisions = decisions_of(space.items, solution.choice)
         names = axis_names(types, decisions, axes)
-        costs = Staging(graph, types, names, decisions, prices, (execution.recompute,)).costs
-        by_type = {call.type: cost for call, cost in zip(graph.calls, costs, strict=True)}
-        return Kernel(by_type, Counter(call.type for call in graph.calls))
+        staging = Staging(graph, types, names, decisions, prices, (execution.recompute,))
+        return Kernel(staging.costs, max(map(staging.wire_bytes, range(len(graph.calls) - 1)), default=0.0))
+
+
+@cache
+def _in_flight(schedule: str, ranks: int, microbatches: int, chunks: int) -> Array:
+    """Microbatches that each rank holds at its fullest moment."""
+    if ranks == 1:
+        return np.ones(1)
+    return np.array(
+        [
+            microbatches_in_flight(
+                schedule, stages=ranks, stage=rank, microbatches=microbatches, chunks=chunks
+            )
+            for rank in range(ranks)
+        ]
+    )
 
 
 def _fastest_s(problem: Problem) -> float:

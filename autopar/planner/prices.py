@@ -5,7 +5,7 @@ The planner's side of ``cost_models``: it knows layouts and meshes, the models k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -102,16 +102,16 @@ class Prices:
     @cached_property
     def stage_links(self) -> tuple[Link, ...]:
         """By pipeline rank, the slowest link from its devices to the next rank; from the last rank to the first."""
-        cluster, devices = self.cluster, prod(self.sizes)
-        total = self.execution.stage_ranks * devices
+        cluster, devices, ranks = self.cluster, prod(self.sizes), self.execution.stage_ranks
+        node_of = [device // cluster.devices_per_node for device in (0, devices * ranks - 1)]
         crosses = [
-            any(
-                device // cluster.devices_per_node != (device + devices) % total // cluster.devices_per_node
-                for device in range(rank * devices, (rank + 1) * devices)
-            )
-            for rank in range(self.execution.stage_ranks)
+            rank * devices // cluster.devices_per_node
+            != ((rank + 2) * devices - 1) // cluster.devices_per_node
+            for rank in range(ranks - 1)
         ]
-        return tuple(cluster.inter if each else cluster.intra for each in crosses)
+        return tuple(
+            cluster.inter if each else cluster.intra for each in (*crosses, node_of[0] != node_of[1])
+        )
 
     def fusion(self, planned: PlannedType) -> Fusion:
         """The kernels of a segment as its part of the program runs."""
@@ -124,6 +124,10 @@ class Prices:
     def kept(self, planned: PlannedType) -> Kept:
         """What a segment keeps for its backward."""
         return self.fusion(planned).kept
+
+    def kept_across(self, types: Mapping[str, PlannedType]) -> dict[str, frozenset[str]]:
+        """Storages that live from forward to backward, by segment type."""
+        return {name: self.kept(planned).across for name, planned in types.items()}
 
     def operator(
         self, call: Call, operands: Sequence[Layout], results: Sequence[Layout], planned: PlannedType

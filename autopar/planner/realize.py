@@ -67,7 +67,7 @@ def realize(
     """
     axes = tuple(NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True))
     strategies = _strategies(types, names, decisions, prices)
-    tensors = tensors_of(graph, prices.execution)
+    tensors = tensors_of(graph, prices.kept_across(types))
     conversions = tuple(_conversions(tensors, strategies, decisions, prices, names))
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     operators = {
@@ -155,8 +155,7 @@ def memory_of(
     prices: Prices,
 ) -> Memory:
     """Memory of a device that runs all calls of ``graph``, one microbatch of it in flight."""
-    roles = {name: planned.role for name, planned in types.items()}
-    tensors, groups = tensors_of(graph, prices.execution, roles), parameter_groups(graph)
+    tensors, groups = tensors_of(graph, prices.kept_across(types)), parameter_groups(graph)
     versions = {p: tuple(_wanted(t, strategies, decisions, prices)) for p, t in enumerate(tensors)}
     resting = decisions.parameters
     peak = peak_of(graph, types, tensors, versions, groups, resting, strategies, prices)

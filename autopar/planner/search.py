@@ -45,10 +45,12 @@ GAP = 1e-4
 """Relative gap to which strategies are optimal where memory is no limit."""
 LIMITED_GAP = 0.005
 """The same where it is one, and proofs are long."""
-PROMISING = 1.25
+PROMISING = 1.1
 """Shapes whose estimate is further than this from the best plan are not planned exactly."""
-MOST_EXACT, MOST_TRIED, MOST_ALIKE = 8, 24, 3
-"""Shapes that are planned exactly: once one fits, in all, and of those that compute the same as the best one."""
+LEAST_EXACT, MOST_EXACT, MOST_TRIED = 3, 5, 24
+"""Shapes that are planned exactly: at least, at most once one fits, and in all."""
+MOST_ESTIMATES = 12
+"""Of the other shapes, so many are told with what they would roughly take."""
 LEANER = 0.98
 """More microbatches must take less than this share of the memory of fewer, or still more are not tried."""
 
@@ -78,6 +80,8 @@ class Tried:
     execution: Execution
     staged: Staged | None = None
     """Stages of a pipeline, where there is one."""
+    shape: Shape | None = None
+    """What was asked for, where the batch can be cut."""
 
     @property
     def memory(self) -> Memory:
@@ -101,6 +105,8 @@ class Found:
     misfits: int
     """Meshes on which nothing fits."""
     wall_s: float
+    estimates: tuple[Estimate, ...] = ()
+    """Of other shapes that fit, the best of all that compute the same, fastest first."""
 
     @property
     def lower_bound_s(self) -> float:
@@ -145,6 +151,8 @@ class _Search:
     """Tables and steps of conversions by what they depend on: sizes, roles and the place of the axes."""
     known: dict[tuple[int, tuple[int, ...], object], Known] = field(default_factory=dict)
     """Prices by number of microbatches, sizes of the mesh and what else they depend on."""
+    estimates: list[Estimate] = field(default_factory=list)
+    """Of every shape, the best first."""
 
     @cached_property
     def limit(self) -> int:
@@ -173,7 +181,17 @@ class _Search:
             assert idle[0] is not None
             whole, pins = self.whole, self.options.pins
             raise nothing_to_do(idle[0], whole.graph, whole.types, pins, self.cluster.devices)
-        return Found(busy[0], tuple(busy[1:]), len(misfits), time.perf_counter() - start_s)
+        wall_s = time.perf_counter() - start_s
+        return Found(busy[0], tuple(busy[1:]), len(misfits), wall_s, self._other_shapes(busy))
+
+    def _other_shapes(self, planned: Sequence[Tried]) -> tuple[Estimate, ...]:
+        """The best estimate of every kind of shape that was not planned."""
+        known = {each.shape.compute for each in planned if each.shape}
+        found: dict[object, Estimate] = {}
+        for estimate in self.estimates:
+            if estimate.peak_bytes <= self.limit and estimate.shape.compute not in known:
+                found.setdefault(estimate.shape.compute, estimate)
+        return tuple(found.values())[:MOST_ESTIMATES]
 
     def _nothing(self, misfits: Sequence[Tried]) -> AutoparError:
         """Why there is no plan."""
@@ -184,24 +202,24 @@ class _Search:
 
     def _candidates(self, *, is_thorough: bool) -> Iterator[Tried]:
         """The best plans of the shapes that look best; of every mesh, where the batch cannot be cut."""
-        first, others = _alike(self._estimates(is_thorough=is_thorough))
-        best_s, best_of, is_any = inf, None, False
-        for count, estimate in enumerate(first):
-            is_promising = estimate.step_s <= PROMISING * best_s
-            if (best_s < inf and (count >= MOST_EXACT or not is_promising)) or count >= MOST_TRIED:
+        best_s, count = inf, 0
+        fitting: set[object] = set()
+        self.estimates = self._estimates(is_thorough=is_thorough)
+        for estimate in self.estimates:
+            most = MOST_EXACT if estimate.step_s <= PROMISING * best_s else LEAST_EXACT
+            if count >= (most if fitting else MOST_TRIED):
                 break
+            if estimate.shape.compute in fitting:
+                continue
             found = self._exactly(estimate.shape)
             if found is not None:
-                is_any = True
-                if found.peak_bytes <= self.limit and found.step_s < best_s:
-                    best_s, best_of = found.step_s, estimate.shape.compute
-                yield found
-        for estimate in others.get(best_of, ())[:MOST_ALIKE]:
-            found = self._exactly(estimate.shape)
-            if found is not None:
+                count += 1
+                if found.peak_bytes <= self.limit:
+                    best_s = min(best_s, found.step_s)
+                    fitting.add(estimate.shape.compute)
                 yield found
         is_uncut = any(isinstance(model, Cut) for model in self.models.values())
-        if (is_uncut or not is_any) and not self.options.pins.needs_stages:
+        if (is_uncut or not count) and not self.options.pins.needs_stages:
             for axes in candidate_meshes(self.cluster.devices, self.options.pins):
                 yield from self._on_mesh(axes)
 
@@ -250,7 +268,7 @@ class _Search:
             return None
         prices = self._prices(shape.axes(self.options.pins), shape.execution)
         found = _best_on(model, prices, self.limit, self.options)
-        return found if found is not None and self._is_as_pinned(found) else None
+        return replace(found, shape=shape) if found is not None and self._is_as_pinned(found) else None
 
     def _on_mesh(self, axes: tuple[MeshAxis, ...]) -> list[Tried]:
         """The best plan of every chain of executions; where one fits, leaner chains are slower."""
@@ -306,22 +324,6 @@ class _Search:
         """True when the plan does everything that the pins say."""
         sharded = found.realized.sharded
         return not broken_pins(self.options.pins, sharded, microbatch_size(found.realized))
-
-
-def _alike(
-    estimates: Sequence[Estimate],
-) -> tuple[list[Estimate], dict[object, list[Estimate]]]:
-    """The best of all estimates that compute the same, and the rest of each such group, in order."""
-    first: list[Estimate] = []
-    others: dict[object, list[Estimate]] = {}
-    for estimate in estimates:
-        group = others.get(estimate.shape.compute)
-        if group is None:
-            others[estimate.shape.compute] = []
-            first.append(estimate)
-        else:
-            group.append(estimate)
-    return first, others
 
 
 def microbatch_size(realized: Realized) -> int:

@@ -13,10 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autopar.capture.graph import Graph, SegmentType, Value, full_name
-from autopar.planner.execution import Execution
-from autopar.planner.flow import Flow
-from autopar.planner.kept import Kept
-from autopar.planner.regions import execution_of, segment_roles
 from autopar.shardings.calls import references
 from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Placement
 
@@ -148,39 +144,33 @@ def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
     return made
 
 
-def tensors_of(
-    graph: Graph, execution: Execution | None = None, roles: Mapping[str, str] | None = None
-) -> tuple[Tensor, ...]:
-    """Every tensor with a use, in execution order of the folded model; ``execution`` decides what is kept.
+def tensors_of(graph: Graph, kept: Mapping[str, frozenset[str]]) -> tuple[Tensor, ...]:
+    """Every tensor with a use, in execution order of the folded model.
 
-    ``roles`` are those of the segment types, where ``graph`` is a part of the one that tells them.
+    ``kept`` names, by segment type, the storages that live from the forward to the backward.
     """
     types = {segment.name: segment for segment in graph.types}
-    calls, roles = Counter(call.type for call in graph.calls), roles or segment_roles(graph)
+    calls = Counter(call.type for call in graph.calls)
+    readers = {name: _uses_within(segment) for name, segment in types.items()}
     tensors: list[Tensor] = []
     for segment in graph.types:
-        readers, producers = _uses_within(segment), _producers_within(segment)
-        kept = Kept(Flow(segment), execution_of(roles[segment.name], execution or Execution())).across
-        for name, (item, result) in producers.items():
-            if name in readers:
+        for name, (item, result) in _producers_within(segment).items():
+            if name in readers[segment.name]:
                 value, count = segment.values[name], calls[segment.name]
                 distinct = _distinct_arguments(graph, segment, name) if item.kind == "boundary" else count
-                members = ((segment.name, name),)
                 tensors.append(
                     Tensor(
                         value,
                         item,
                         result,
-                        tuple(readers[name]),
+                        tuple(readers[segment.name][name]),
                         count,
-                        members,
-                        distinct if name in kept else 0,
+                        ((segment.name, name),),
+                        distinct if name in kept[segment.name] else 0,
                     )
                 )
     for group in parameter_groups(graph):
-        uses = tuple(
-            use for type_name, name in group.places for use in _uses_within(types[type_name]).get(name, ())
-        )
+        uses = tuple(use for type_name, name in group.places for use in readers[type_name].get(name, ()))
         tensors.append(Tensor(group.value, group.item, 0, uses, group.uses_per_step, group.places))
     return (*tensors, *_outer_tensors(graph, types))
 

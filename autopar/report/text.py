@@ -353,6 +353,19 @@ def _total(entry: MemoryEntry) -> int:
     return sum(getattr(entry, field) for field in MEMORY_CATEGORIES)
 
 
+def _execution(plan: Plan) -> Iterator[str]:
+    """How the plan is run, as far as it is not the plain way, in the words of its runner-ups."""
+    if len(plan.stages) > 1:
+        yield plan.schedule.name
+    if any(axis.parameters == "shard" for axis in plan.mesh):
+        yield f"zero {plan.stages[0].zero}"
+    levels = dict.fromkeys(stage.recompute for stage in plan.stages)
+    if levels.keys() - {"none"}:
+        yield f"recompute {'/'.join(levels)}"
+    if plan.schedule.microbatches > 1:
+        yield f"{plan.schedule.microbatches} microbatches"
+
+
 def _search(plan: Plan) -> Iterator[RenderableType]:
     solver = plan.solver
     yield Text(
@@ -367,7 +380,7 @@ def _search(plan: Plan) -> Iterator[RenderableType]:
         table.add_column(name, justify="right")
     chosen = plan.predicted
     table.add_row(
-        _mesh(plan),
+        ", ".join([_mesh(plan), *_execution(plan)]),
         show_seconds(chosen.step_time_s),
         "chosen",
         show_bytes(chosen.peak_memory_bytes),
@@ -377,7 +390,7 @@ def _search(plan: Plan) -> Iterator[RenderableType]:
         more = candidate.step_time_s / chosen.step_time_s - 1 if chosen.step_time_s else 0.0
         table.add_row(
             Text(plain(candidate.mesh)),
-            show_seconds(candidate.step_time_s),
+            ("≈ " if candidate.is_estimate else "") + show_seconds(candidate.step_time_s),
             f"{100 * more:+.1f} %",
             show_bytes(candidate.peak_memory_bytes),
         )
