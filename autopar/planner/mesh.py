@@ -28,7 +28,7 @@ class MeshAxis:
     role: str = ""
     """The pinned role (``tp``, ``cp``, ``dp_shard``…); empty where the search is free."""
     label: str = ""
-    """What a free axis may shard, beside nothing: ``batch`` or ``sequence``; anything where empty."""
+    """What a free axis shards: ``batch`` wherever there is one, ``sequence`` or nothing; anything where empty."""
 
     @property
     def is_data(self) -> bool:

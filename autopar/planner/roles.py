@@ -25,6 +25,8 @@ def allowed_choices(operator: PlannedOperator, axis: MeshAxis, labels: Labels) -
         fitting = _tensor_parallel(operator, fitting, labels)
     elif axis.role in _LABEL_OF_ROLE:
         fitting = _must_shard(operator, fitting, labels, _LABEL_OF_ROLE[axis.role])
+    elif axis.label == BATCH:
+        fitting = _must_shard(operator, fitting, labels, BATCH)
     elif axis.label:
         fitting = _may_shard(operator, fitting, labels, axis.label)
     return _without_idling(operator, fitting)
