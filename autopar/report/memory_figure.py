@@ -19,12 +19,12 @@ LABEL_SHARE = 0.07
 
 
 def draw_memory(plan: Plan) -> Any:
-    """Bytes by category on one device of each stage, stacked, beside the limit."""
+    """Bytes by category on one device of each pipeline rank, stacked, beside the limit."""
     plan = anatomy(plan).plan
     stages = plan.predicted.memory
     figure = new_figure(10, 1.9 + 0.7 * len(stages))
     axes = figure.subplots()
-    peak = max(1, plan.predicted.peak_memory_bytes)
+    peak = max(1, *(sum(getattr(entry, field) for field in MEMORY_CATEGORIES) for entry in stages))
     limit = plan.cluster.memory_limit_bytes
     for stage, entry in enumerate(stages):
         left = 0
@@ -53,10 +53,11 @@ def draw_memory(plan: Plan) -> Any:
             left += size
     if limit <= LIMIT_SHOWN * peak:
         axes.axvline(limit, color="#222222", linestyle="--", linewidth=1.2)
-        axes.text(limit, -0.42, f" limit {show_bytes(limit)}", fontsize=9, va="bottom")
+        axes.text(limit, -0.42, f" limit {show_bytes(limit)}", fontsize=9, va="top")
     axes.set_xlim(0, 1.02 * max(peak, limit if limit <= LIMIT_SHOWN * peak else 0))
     axes.set_title(
-        f"Peak memory of one device: {show_bytes(peak)} of {show_bytes(limit)} on {plain(plan.cluster.name)}",
+        f"Peak memory of {'the fullest' if len(stages) > 1 else 'one'} device: {show_bytes(peak)} of "
+        f"{show_bytes(limit)} on {plain(plan.cluster.name)}",
         fontsize=13,
     )
     _finish(figure, axes, len(stages))
@@ -64,9 +65,8 @@ def draw_memory(plan: Plan) -> Any:
 
 
 def _finish(figure: Any, axes: Any, stages: int) -> None:
-    axes.set_yticks(
-        range(stages), [f"stage {stage}" if stages > 1 else "every device" for stage in range(stages)]
-    )
+    axes.set_yticks(range(stages), [f"pp {rank}" if stages > 1 else "every device" for rank in range(stages)])
+    axes.set_ylim(stages - 0.5, -0.5)
     axes.xaxis.set_major_formatter(lambda size, _: show_bytes(size))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
