@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.highs import has_highs
+from solver.ilp import ilp_terms, solve_by_ilp
+from solver.mixing import mixed
 from solver.normal_form import NormalForm, restricted
-from solver.planning_ilp import solve_by_pulp
 from solver.presolve import presolve
 from solver.pricing import least_sum
 from solver.solution import Solution
-from solver.sparse_ilp import solve_by_sparse_ilp
 from solver.usage_prices import Priced, solve_by_prices
+from solver.wide import solve_wide
 
 __all__ = ["solve_form"]
 
@@ -32,11 +33,11 @@ PRICES_SHARE = 0.25
 MIX_SHARE = 0.05
 """Share of the time left for combining the picks found on the way."""
 
+LARGE_TERMS = 50_000
+"""Integer programs up to this size are solved as they are."""
+
 WORTHWHILE = 0.9
 """Go round once more when no more than this share of the strategies remains."""
-
-PULP_TERMS = 20_000
-"""Terms that PuLP spells out in about 0.2 s."""
 
 
 def solve_form(
@@ -61,16 +62,17 @@ def _solve_reduced(form: NormalForm, *, end_s: float, gap: float, cutoff: float,
         return Solution.of((), form.constant, form.constant, gap=gap, method="presolve")
     priced = solve_by_prices(form, time_limit_s=PRICES_SHARE * _left_s(end_s), gap=gap)
     if priced is None:
-        return _by_ilp(form, None, end_s=end_s, gap=gap)
+        return _whole(form, None, end_s=end_s, gap=gap)
     best = priced.solution
     if not form.room.size or _is_settled(best, gap, cutoff):
         return best
-    best = _cheaper(best, _mixed(form, priced, end_s=end_s, gap=gap), gap)
+    mix_end_s = time.perf_counter() + MIX_SHARE * _left_s(end_s)
+    best = _cheaper(best, mixed(form, priced.found, end_s=mix_end_s, gap=gap), gap)
     if not is_exact and best.choice is not None:
         return best
     keep = _useful(form, priced, min(best.cost, cutoff))
     if _share(keep) > WORTHWHILE:
-        rest = _by_ilp(form, best.choice, end_s=end_s, gap=gap)
+        rest = _whole(form, best.choice, end_s=end_s, gap=gap)
     else:
         rest = solve_form(restricted(form, keep), end_s=end_s, gap=gap, cutoff=min(best.cost, cutoff))
     dropped_bound = min(best.cost, cutoff) if _share(keep) <= WORTHWHILE else math.inf
@@ -79,26 +81,19 @@ def _solve_reduced(form: NormalForm, *, end_s: float, gap: float, cutoff: float,
     return Solution.of(found.choice, found.cost, lower_bound, gap=gap, method=rest.method)
 
 
+def _whole(form: NormalForm, start: tuple[int, ...] | None, *, end_s: float, gap: float) -> Solution:
+    """What no prices can make smaller, by what suits its size."""
+    if ilp_terms(form) <= LARGE_TERMS or not has_highs():
+        return solve_by_ilp(form, start, end_s=end_s, gap=gap)
+    return solve_wide(form, end_s=end_s, gap=gap, start=start)
+
+
 def _is_settled(found: Solution, gap: float, cutoff: float) -> bool:
     """True when nothing below the best cost known can be found any more."""
     known = min(found.cost, cutoff)
     if known == math.inf:
         return found.lower_bound == math.inf
     return known - found.lower_bound <= gap * abs(known)
-
-
-def _mixed(form: NormalForm, priced: Priced, *, end_s: float, gap: float) -> Solution:
-    """The best picks out of the strategies that the picks found so far use: a small ILP."""
-    keep = [np.zeros(costs.size, dtype=bool) for costs in form.costs]
-    for picks in priced.found:
-        for marked, pick in zip(keep, picks, strict=True):
-            marked[pick] = True
-    reduced = presolve(restricted(form, keep))
-    if reduced is None:
-        return Solution.of(None, math.inf, math.inf, gap=gap, method="ilp")
-    until_s = time.perf_counter() + MIX_SHARE * _left_s(end_s)
-    found = _by_ilp(reduced.form, None, end_s=until_s, gap=gap)
-    return found if found.choice is None else replace(found, choice=reduced.choice(found.choice))
 
 
 def _useful(form: NormalForm, priced: Priced, known: float) -> list[NDArray[np.bool_]]:
@@ -118,18 +113,6 @@ def _cheaper(one: Solution, other: Solution, gap: float) -> Solution:
     """The cheaper of two choices, with the first one's bound."""
     found = other if other.cost < one.cost else one
     return Solution.of(found.choice, found.cost, one.lower_bound, gap=gap, method=found.method)
-
-
-def _by_ilp(form: NormalForm, start: tuple[int, ...] | None, *, end_s: float, gap: float) -> Solution:
-    """PuLP states what it can spell out at once; larger models go to HiGHS as arrays."""
-    if not form.costs:
-        return Solution.of((), form.constant, form.constant, gap=gap, method="presolve")
-    terms = sum(costs.size for costs in form.costs) + sum(2 * pair.costs.size for pair in form.pairs)
-    terms += sum(3 * len(shared.consumers) * shared.costs.size for shared in form.shared)
-    terms += sum(int((load.ends - load.starts) @ (load.usages > 0).sum(axis=1)) for load in form.loads)
-    if terms <= PULP_TERMS or not has_highs():
-        return solve_by_pulp(form, time_limit_s=_left_s(end_s), gap=gap)
-    return solve_by_sparse_ilp(form, time_limit_s=_left_s(end_s), gap=gap, start=start)
 
 
 def _left_s(end_s: float) -> float:

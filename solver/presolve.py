@@ -36,6 +36,14 @@ class Presolved:
             choice[step.node] = step.strategy[tuple(choice[leader] for leader in step.leaders)]
         return tuple(choice.tolist())
 
+    def picks(self, choice: tuple[int, ...]) -> tuple[int, ...]:
+        """One pick per node of the form: the choice's own where it is still there, the cheapest where not."""
+        picks = []
+        for node, own, costs in zip(self.nodes, self.form.strategies, self.form.costs, strict=True):
+            same = np.flatnonzero(own == choice[node])
+            picks.append(int(same[0]) if same.size else int(np.argmin(costs)))
+        return tuple(picks)
+
 
 def presolve(form: NormalForm, *, time_limit_s: float = math.inf) -> Presolved | None:
     """The reduced form, or None when nothing can satisfy everything; stops reducing at the time limit."""

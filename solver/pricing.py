@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +11,10 @@ import numpy as np
 from solver.normal_form import NormalForm, Shared
 from solver.problem import FloatArray
 
-__all__ = ["fits", "least_sum", "picks_cost", "priced", "usage_by_time", "versions"]
+__all__ = ["below", "fits", "least_sum", "picks_cost", "priced", "usage_by_time", "versions"]
+
+COST_ROUNDING = 1e-9
+"""What sums of costs may be off by, as a share of them."""
 
 
 def picks_cost(form: NormalForm, picks: Sequence[int]) -> float:
@@ -28,6 +32,27 @@ def least_sum(form: NormalForm) -> float:
     """A bound that needs no search: every table at its least."""
     tables = [*form.costs, *(pair.costs for pair in form.pairs)]
     return form.constant + sum(float(table.min()) for table in tables)
+
+
+def below(form: NormalForm, cutoff: float) -> NormalForm:
+    """The form without what alone makes every choice dearer than ``cutoff``: such entries are forbidden.
+
+    ``choice`` of the result gives picks of ``form``.
+    """
+    least = least_sum(form)
+    spare = math.inf
+    if math.isfinite(least):
+        spare = cutoff - least + COST_ROUNDING * (abs(cutoff) + abs(least))
+
+    def kept(table: FloatArray) -> FloatArray:
+        return np.where(table > table.min() + spare, np.inf, table)
+
+    return replace(
+        form,
+        strategies=tuple(np.arange(costs.size) for costs in form.costs),
+        costs=tuple(kept(costs) for costs in form.costs),
+        pairs=tuple(replace(pair, costs=kept(pair.costs)) for pair in form.pairs),
+    )
 
 
 def usage_by_time(form: NormalForm, picks: Sequence[int]) -> FloatArray:
