@@ -53,7 +53,7 @@ REASONS = (
     "  or gathers around it; the closed form divides anyway, as a program with padding does.",
     "- **Repeated collectives**: the program repeats what recomputation needs gathered (under full recomputation sums",
     "  within a block too); the closed form counts them again, the planner does not yet (rows with tp and recompute).",
-    "- **Latency of large groups**: the planner prices parameters and gradients as parts of collectives of 64 MiB; FSDP",
+    "- **Latency of large groups**: the planner prices gathers and sums as parts of collectives of 64 MiB; FSDP",
     "  sends a block as one, which takes a quarter of the time on 512 ranks (the closed form prices blocks).",
     "- **Adding up gradients** of microbatches (12 bytes a weight and microbatch) is in neither.",
     "- **Small kernels** (hidden 1,024, one sequence): the planner counts each kernel of a block, casts of weights",
