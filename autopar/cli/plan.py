@@ -61,8 +61,7 @@ def plan(
 ) -> None:
     """Find the fastest plan to train MODEL on a cluster."""
     memory_bytes = parse_bytes(memory) if memory is not None else None
-    if output is not None and not output.parent.is_dir():
-        raise PlanError(f"the plan cannot be written to {output}: there is no folder {output.parent}.")
+    _check_place(output)
     from autopar.clusters import cluster_named
 
     devices = cluster_named(cluster)
@@ -88,6 +87,16 @@ def plan(
         if key is not None:
             keep_plan(key, format_plan(found))
     _write(found, devices, output, as_json=json)
+
+
+def _check_place(output: Path | None) -> None:
+    """Raises ``PlanError`` where no file can be written: before the search, not after it."""
+    if output is None:
+        return
+    if not output.parent.is_dir():
+        raise PlanError(f"the plan cannot be written to {output}: there is no folder {output.parent}.")
+    if output.is_dir():
+        raise PlanError(f"the plan cannot be written to {output}, which is a folder: name a file in it.")
 
 
 def _known(key: str | None) -> Plan | None:

@@ -8,8 +8,15 @@ from typing import Annotated
 import typer
 
 from autopar.cli.console import log, print_json
+from autopar.errors import ClusterError
 
 __all__ = ["profile"]
+
+
+def _check_place(path: Path | None) -> None:
+    """Raises ``ClusterError`` where no file can be written: before minutes of measuring, not after them."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise ClusterError(f"the profile cannot be written to {path}: name a file in a folder that is there.")
 
 
 def profile(
@@ -22,13 +29,18 @@ def profile(
     ] = None,
     device: Annotated[str, typer.Option(help="cuda or cpu; the GPU where there is one.")] = "",
     devices: Annotated[
-        int, typer.Option(help="Processes between which links are measured; 0: all GPUs, or two processes.")
+        int,
+        typer.Option(
+            min=0, help="Processes between which links are measured; 0: all GPUs, or two processes."
+        ),
     ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A third of the grid and of the samples.")] = False,
     name: Annotated[str, typer.Option(help="Name of the profile; by default that of the known device.")] = "",
     limit_s: Annotated[float, typer.Option(help="Start nothing new after this time, in seconds.")] = 240.0,
 ) -> None:
     """Measure the devices and links at hand: a profile whose every figure says where it comes from."""
+    for path in (output, readings):
+        _check_place(path)
     from autopar.measure.profile import Options, profile_here
     from autopar.measure.progress import shown_progress
 

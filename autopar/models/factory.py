@@ -37,7 +37,7 @@ class FactorySource(ModelSource):
         device: str = "meta",
         seed: int = 0,
     ) -> BuiltModel:
-        """Calls the factory. Its inputs are the global batch: ``global_batch`` may only repeat their size.
+        """Calls the factory, which makes the global batch: ``global_batch`` and ``seq_len`` may only repeat its sizes.
 
         On ``meta`` a factory that needs values (``item()``, numpy, plain tensor attributes) runs on the cpu.
         """
@@ -49,6 +49,10 @@ class FactorySource(ModelSource):
             raise ModelError(
                 f"{self.text} makes a global batch of {built.global_batch}, not {global_batch}: "
                 "change the factory, or leave the batch out"
+            )
+        if seq_len is not None and seq_len not in built.lengths:
+            raise ModelError(
+                f"{self.text} makes no sequences of {seq_len}: change the factory, or leave the sequence length out"
             )
         return built
 

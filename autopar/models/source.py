@@ -48,6 +48,12 @@ class BuiltModel:
         return self._first.numel() if is_text else self.global_batch
 
     @property
+    def lengths(self) -> set[int]:
+        """The sizes of dim 1 of all tensors."""
+        tensors = (each for each in (*self.args, *self.kwargs.values()) if isinstance(each, Tensor))
+        return {tensor.shape[1] for tensor in tensors if tensor.dim() > 1}
+
+    @property
     def _first(self) -> Tensor:
         return next(each for each in (*self.args, *self.kwargs.values()) if isinstance(each, Tensor))
 

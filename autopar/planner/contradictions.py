@@ -99,6 +99,11 @@ def _joined(values: Sequence[object]) -> str:
     return f"{', '.join(before)} or {last}" if before else last
 
 
+def _count(number: int, what: str) -> str:
+    """``1 segment``, ``2 microbatches``"""
+    return f"{number} {what}" + ("" if number == 1 else "es" if what.endswith("ch") else "s")
+
+
 def _product_problem(facts: Facts, pins: Pins) -> str:
     sizes = {**pins.sizes, **({"pp": pins.pp} if pins.pp else {})}
     named = ", ".join(f"{role}={size}" for role, size in sizes.items() if size > 1)
@@ -136,8 +141,8 @@ def _too_many_stages(facts: Facts, pins: Pins, left: Sequence[Split]) -> str:
     pp, chunks = min(split.pp for split in left), _least_chunks(pins)
     each = f" with {chunks} stages each" if chunks > 1 else ""
     return (
-        f"{pp} pipeline ranks{each} are {pp * chunks} stages, but the model has {facts.calls} segments to make "
-        "them of (its repeated blocks, and what comes before and after them)."
+        f"{pp} pipeline ranks{each} are {pp * chunks} stages, but the model has {_count(facts.calls, 'segment')} to "
+        "make them of (its repeated blocks, and what comes before and after them)."
     )
 
 
@@ -231,7 +236,7 @@ def _no_schedule(facts: Facts, pins: Pins, left: Sequence[Split]) -> str:
     }.get(schedule, "a multiple of (microbatches // ranks) microbatches")
     return (
         f"the schedule {schedule} takes {takes}, but {split.pp} pipeline ranks have "
-        f"{'at most ' if not pins.microbatch else ''}{count} microbatches of a data rank's "
+        f"{'at most ' if not pins.microbatch else ''}{_count(count, 'microbatch')} of a data rank's "
         f"{facts.batch // split.data_ranks} sequences ({pins})."
     )
 

@@ -52,6 +52,11 @@ def nothing_to_do(
             f"pin {axis.name}={axis.size} {work}, but {found}: no matrix product or attention divides so over "
             f"{axis.size} ranks. Pin another size, or leave {axis.name} out."
         )
+    if not any(does_main_work(operator) for planned in types.values() for operator in planned.operators):
+        return InfeasiblePlanError(
+            f"{graph.name} has neither matrix products with weights nor attention: there is no work to share out over "
+            f"{devices} devices. Use one device."
+        )
     batch = next((i.value.shape[0] for i in graph.inputs if i.value.shape), 1)
     return InfeasiblePlanError(
         f"no axis of {axis.size} ranks divides the batch of {batch} or any other dim of the model's "

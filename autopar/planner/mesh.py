@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from autopar.planner.pins import Pins
+from autopar.planner.splits import divisors
 
 __all__ = ["KINDS", "MODEL", "REPLICATE", "SHARD", "MeshAxis", "candidate_meshes"]
 
@@ -92,6 +93,4 @@ def _factorizations(devices: int, max_axes: int) -> Iterator[tuple[int, ...]]:
         return
     yield (devices,)
     if max_axes >= 2:
-        for outer in range(2, devices // 2 + 1):
-            if devices % outer == 0:
-                yield (outer, devices // outer)
+        yield from ((outer, devices // outer) for outer in divisors(devices)[1:-1])

@@ -17,7 +17,7 @@ from autopar.planner.labels import BATCH, SEQUENCE
 from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
 from autopar.planner.pins import Pins
 from autopar.planner.schedules import schedules
-from autopar.planner.splits import splits
+from autopar.planner.splits import divisors, splits
 from cost_models.cluster import Cluster
 
 __all__ = ["Chain", "Shape", "has_schedule", "shapes"]
@@ -138,7 +138,7 @@ def _context_sizes(ranks: int, batch: int, pins: Pins) -> Iterator[int]:
     if "cp" in pins.sizes:
         yield from _sizes(ranks, pins.sizes["cp"], most=ranks)
         return
-    legal = [size for size in range(1, ranks + 1) if ranks % size == 0 and batch % (ranks // size) == 0]
+    legal = [size for size in divisors(ranks) if batch % (ranks // size) == 0]
     yield from legal[:2] if legal and legal[0] > 1 else legal[:1]
 
 
@@ -146,7 +146,7 @@ def _sizes(devices: int, pinned: int | None, *, most: int) -> Iterator[int]:
     if pinned is not None:
         yield from (pinned,) if devices % pinned == 0 else ()
         return
-    yield from (size for size in range(1, min(devices, max(most, 1)) + 1) if devices % size == 0)
+    yield from (size for size in divisors(devices) if size <= max(most, 1))
 
 
 def _counts(sequences: int, pp: int, pins: Pins, *, is_thorough: bool) -> list[int]:
@@ -154,7 +154,7 @@ def _counts(sequences: int, pp: int, pins: Pins, *, is_thorough: bool) -> list[i
     if pins.microbatch is not None:
         return [sequences // pins.microbatch] if sequences % pins.microbatch == 0 else []
     wanted = {rounds * pp for rounds in ROUNDS} | {sequences}
-    found = [count for count in range(1, sequences + 1) if sequences % count == 0]
+    found = divisors(sequences)
     if is_thorough:
         return found
     if pp == 1:

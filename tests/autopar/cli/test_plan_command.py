@@ -115,7 +115,13 @@ def test_what_a_model_file_prints_stays_off_stdout(
         ((*PLAN, "--precision", "int4"), ("int4", "bf16")),
         ((*PLAN, "--optimizer", "adam9"), ("adam9", "adamw")),
         ((*PLAN, "-o", "no/such/folder/plan.json"), ("no/such/folder",)),
+        ((*PLAN, "-o", "/"), ("which is a folder",)),
+        ((*PLAN, "-o", ""), ("which is a folder",)),
+        ((*PLAN, "--pin", "pp=2,zero=3"), ("zero=3", "pp=1; zero=0")),
+        ((*PLAN, "--pin", "pp=2,microbatch=3"), ("microbatch=1, 2 or 4",)),
+        ((*PLAN, "--pin", "pp=1,schedule=1f1b"), ("pp=1 rules it out",)),
         (("show", "absent.json"), ("absent.json",)),
+        (("profile", "-o", "no/such/folder/profile.toml"), ("no/such/folder",)),
     ],
 )
 def test_mistakes_are_named(
@@ -143,3 +149,18 @@ def test_a_cluster_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     done = run_command(capsys, "plan", GPT, "--cluster", path, "--seq-len", 8)
     assert done.code == 0, done.err
     assert "on pair" in done.out
+
+
+def test_a_refused_plan_leaves_the_file_as_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    assert_is_clear_error(run_command(capsys, *PLAN, "--pin", "tp=2,zero=3", "-o", path), "zero=3")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_length_that_a_factory_does_not_make_is_refused(
+    capsys: pytest.CaptureFixture[str], model_file: Path
+) -> None:
+    done = run_command(capsys, "plan", f"{model_file}:net", "--cluster", "cpu:2", "--seq-len", 9)
+    assert_is_clear_error(done, "makes no sequences of 9")
