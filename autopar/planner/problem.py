@@ -37,7 +37,7 @@ def solver_problem(space: Space, limit_bytes: float = inf) -> Problem:
 
 
 def _fan(tensor: Tensor, space: Space, position: dict[Item, int], share: float) -> Fan:
-    table = space.prices.table(tensor.value, space.layouts(tensor))
+    table = space.prices.table(tensor.value, space.layouts(tensor), runs_again=tensor.runs_again)
     made = [candidate.results[tensor.result] for candidate in space.items[tensor.producer]]
     wants = [[candidate.operands[use.position] for candidate in space.items[use.item]] for use in tensor.uses]
     produced = {layout: index for index, layout in enumerate(dict.fromkeys(made))}
