@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 from solver.iopddl import InstanceError, read_instance
@@ -18,13 +19,15 @@ EXIT_BAD_INPUT = 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 with an answer (whatever its status), 2 when there is no problem to solve."""
+    start_s = time.perf_counter()
     options = _parser().parse_args(arguments)
     try:
         problem = read_instance(options.instance)
     except InstanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    found = solve(problem, time_limit_s=options.time_limit, gap=options.gap)
+    left_s = options.time_limit - (time.perf_counter() - start_s)
+    found = solve(problem, time_limit_s=max(left_s, 0.0), gap=options.gap)
     peak = None if found.choice is None else evaluate(problem, found.choice).peak_usage
     if options.json:
         print(json.dumps(_as_json(found, peak), indent=2))
@@ -38,7 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m solver", description=__doc__)
     parser.add_argument("instance", type=Path, help="an iopddl problem, .json or .json.gz")
     parser.add_argument(
-        "--time-limit", type=_seconds, default=300.0, metavar="S", help="seconds (default 300)"
+        "--time-limit",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="seconds, reading included (default 300)",
     )
     parser.add_argument("--gap", type=_gap, default=1e-4, metavar="G", help="relative gap (default 1e-4)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from typing import Any
 
-__all__ = ["TOLERANCE", "has_highs", "new_highs"]
+__all__ = ["TOLERANCE", "has_highs", "new_highs", "run_in_time"]
 
 TOLERANCE = 1e-9
 """Largest violation of a constraint or of integrality, on coefficients scaled to about 1."""
+
+
+GRACE_S, GRACE_SHARE = 2.0, 0.02
+"""How much later than its time limit, in seconds and as a share of it, a run may end."""
 
 
 def has_highs() -> bool:
@@ -34,3 +39,16 @@ def new_highs(*, time_limit_s: float, gap: float) -> Any:
     for option in ("mip_feasibility_tolerance", "primal_feasibility_tolerance"):
         model.setOptionValue(option, TOLERANCE)
     return model
+
+
+def run_in_time(model: Any, *, time_limit_s: float) -> bool:
+    """Solve a model; False when it did not end in time, and is not to be touched any more.
+
+    HiGHS looks at the clock between steps only, and some steps of its presolve take minutes on long rows (issue
+    2021 of its repository, for one). Such a run cannot be stopped: its thread is left to itself.
+    """
+    model.setOptionValue("time_limit", max(0.01, time_limit_s))
+    thread = threading.Thread(target=model.run, daemon=True)
+    thread.start()
+    thread.join(time_limit_s * (1 + GRACE_SHARE) + GRACE_S)
+    return not thread.is_alive()

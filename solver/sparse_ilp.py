@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from solver.highs import new_highs
+from solver.highs import new_highs, run_in_time
 from solver.normal_form import NormalForm
 from solver.planning_ilp import OBJECTIVE_SIZE, objective_scale
 from solver.problem import FloatArray, IntArray
 from solver.solution import Solution, Status
 
 __all__ = ["smallest_peak", "solve_by_sparse_ilp"]
+
+
+METHOD = "ilp (sparse, highs)"
 
 
 @dataclass(slots=True)
@@ -74,14 +77,16 @@ def solve_by_sparse_ilp(
     """The best picks for a normal form; ``start`` are picks to begin from."""
     start_s = time.perf_counter()
     scale = objective_scale(form)
-    model, x = _model(form, scale)
+    model, x, versions = _model(form, scale)
+    limit = usage_fits if _is_short(form) else usage_adds_up
+    limit(model, form, x, versions)
     highs = new_highs(time_limit_s=1.0, gap=gap)
     highs.passModel(_highs_lp(model))
     if start is not None:
         chosen = np.array([columns[pick] for columns, pick in zip(x, start, strict=True)], dtype=np.int32)
         highs.setSolution(chosen.size, chosen, np.ones(chosen.size))
-    highs.setOptionValue("time_limit", max(0.01, time_limit_s - (time.perf_counter() - start_s)))
-    highs.run()
+    if not run_in_time(highs, time_limit_s=time_limit_s - (time.perf_counter() - start_s)):
+        return Solution(Status.timed_out, None, math.inf, -math.inf, time.perf_counter() - start_s, METHOD)
     return _read(highs, x, scale, start_s)
 
 
@@ -89,14 +94,16 @@ def smallest_peak(form: NormalForm, *, time_limit_s: float, gap: float) -> Solut
     """Picks of least peak usage among those that are not forbidden; cost and bound are in units of usage."""
     start_s = time.perf_counter()
     unit = max(float(form.room.max(initial=0.0)), 1.0)
-    model, x = _model(_without_costs(form), scale=1.0)
+    model, x, versions = _model(_without_costs(form), scale=1.0)
+    usage_fits(model, form, x, versions)
     peak = model.add_columns(np.ones(1) * OBJECTIVE_SIZE, upper=math.inf)
     rows = np.arange(model.rows - form.room.size, model.rows)
     model.row_uppers[-1] = np.zeros(rows.size)
     model.add_entries(rows, np.repeat(peak, rows.size), -1.0)
     highs = new_highs(time_limit_s=time_limit_s, gap=gap)
     highs.passModel(_highs_lp(model))
-    highs.run()
+    if not run_in_time(highs, time_limit_s=time_limit_s - (time.perf_counter() - start_s)):
+        return Solution(Status.timed_out, None, math.inf, -math.inf, time.perf_counter() - start_s, METHOD)
     return _read(highs, x, OBJECTIVE_SIZE / unit, start_s)
 
 
@@ -112,8 +119,8 @@ def _without_costs(form: NormalForm) -> NormalForm:
     )
 
 
-def _model(form: NormalForm, scale: float) -> tuple[_Model, list[IntArray]]:
-    """The model, and the columns of x for each node."""
+def _model(form: NormalForm, scale: float) -> tuple[_Model, list[IntArray], list[_Table]]:
+    """The model without a limit on usage, the columns of x for each node, and the versions made."""
     model = _Model()
     model.add_columns(np.array([form.constant * scale]), lower=1.0, upper=1.0)  # a relative gap must see it
     x = [model.add_columns(costs * scale, upper=1.0, is_integer=True) for costs in form.costs]
@@ -123,8 +130,7 @@ def _model(form: NormalForm, scale: float) -> tuple[_Model, list[IntArray]]:
         for end in (0, 1):
             follows_its_node(model, y, end, pair.classes[end], x[pair.nodes[end]])
     versions = [_add_shared(model, form, number, x, scale) for number in range(len(form.shared))]
-    usage_fits(model, form, x, versions)
-    return model, x
+    return model, x, versions
 
 
 def one_strategy_per_node(model: _Model, x: list[IntArray]) -> None:
@@ -159,6 +165,29 @@ def usage_fits(model: _Model, form: NormalForm, x: list[IntArray], versions: lis
         model.add_entries(
             np.repeat(live, columns.size), np.tile(columns, live.size), np.tile(usages / unit, live.size)
         )
+
+
+def usage_adds_up(model: _Model, form: NormalForm, x: list[IntArray], versions: list[_Table]) -> None:
+    """The same with a column for the usage at each time point: that of the point before, and what changes.
+
+    Rows are short however long things are held; HiGHS takes minutes to presolve thousands of long ones.
+    """
+    unit = form.room.max(initial=0.0) or 1.0
+    rows = model.add_rows(form.room.size, lower=0.0, upper=0.0)
+    held = np.concatenate([model.add_columns(np.zeros(1), upper=float(room / unit)) for room in form.room])
+    model.add_entries(rows, held, -1.0)
+    model.add_entries(rows[1:], held[:-1], 1.0)
+    for (start, end), columns, usages in _holds(form, x, versions):
+        model.add_entries(np.full(columns.size, rows[start]), columns, usages / unit)
+        if end < rows.size:
+            model.add_entries(np.full(columns.size, rows[end]), columns, -usages / unit)
+
+
+def _is_short(form: NormalForm) -> bool:
+    """True when stating the usage at each time point by itself takes no more entries than adding it up."""
+    ranges = [*((int(s), int(e)) for load in form.loads for s, e in zip(load.starts, load.ends, strict=True))]
+    ranges += [shared.times for shared in form.shared]
+    return sum(end - start for start, end in ranges) <= 2 * (form.room.size + len(ranges))
 
 
 def _holds(
@@ -220,7 +249,7 @@ def _read(highs: Any, x: list[IntArray], scale: float, start_s: float) -> Soluti
     import highspy
 
     status, info = highs.getModelStatus(), highs.getInfo()
-    wall_s, method = time.perf_counter() - start_s, "ilp (sparse, highs)"
+    wall_s, method = time.perf_counter() - start_s, METHOD
     if status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible):
         return Solution(Status.infeasible, None, math.inf, math.inf, wall_s, method)
     bound = float(info.mip_dual_bound) / scale
