@@ -25,6 +25,9 @@ from autopar.shardings.calls import references
 
 __all__ = ["graph_of"]
 
+_TARGET = re.compile(r"\w+(\.\w+){2}")
+"""``aten.linear.default``"""
+
 
 def graph_of(plan: Plan) -> Graph:
     """The captured graph (biases apart from their products) that a plan was made for.
@@ -106,6 +109,11 @@ def _segment(entry: SegmentTypeEntry) -> SegmentType:
 
 def _operator(entry: OperatorEntry, segment: str, values: dict[str, Value]) -> Operator:
     where = f"{segment}.{entry.name}"
+    if not _TARGET.fullmatch(entry.call):
+        raise PlanError(
+            f"operator {where}: '{entry.call}' is no call; write library.operator.overload, such as "
+            "aten.linear.default."
+        )
     operator = Operator(
         entry.name,
         entry.call,
@@ -135,6 +143,10 @@ def _check(graph: Graph) -> None:
             *(p.value for p in segment.parameters),
             *(c.value for c in segment.constants),
         }
+        for name in sorted(known - segment.values.keys()):
+            raise PlanError(
+                f"segment {segment.name} has no entry '{name}' under values. Restore it or plan again."
+            )
         for operator in segment.operators:
             for name in references(operator):
                 if name not in known or name not in segment.values:

@@ -241,6 +241,12 @@ def _conversion(
                 f"{format_layout(layout, names)}: its dims do not divide evenly."
             )
     table = prices.table(tensor.value, frozenset([source, target]), runs_again=tensor.runs_again)
+    for layout in (source, target):
+        if layout not in table.positions:
+            raise PlanError(
+                f"{tensor.producer}: {tensor.value.name} has no gradient, so it cannot be laid out as "
+                f"{format_layout(layout, names)}: R|P is a sum of gradients over ranks. Write R."
+            )
     seconds = float(table.seconds[table.index(source), table.index(target)])
     if seconds == float("inf"):
         raise PlanError(

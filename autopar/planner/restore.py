@@ -72,7 +72,7 @@ def _check_operators(graph: Graph) -> None:
                 call = Call(operator, segment.values)
                 loops_of(call)
                 saved_by(call)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
                 raise PlanError(
                     f"operator {segment.name}.{operator.name} ({operator.target}) is not called as it should "
                     f"be: {type(error).__name__}: {error}. Restore its arguments or plan again."

@@ -166,6 +166,26 @@ UNSOUND: dict[str, tuple[Case, Edit, str]] = {
         _set("parameters", -1, layout="dp_shard:S(0)"),
         "but the mesh says how parameters rest along dp_shard: 'shard'",
     ),
+    "numbers with gradients": (
+        SLICED,
+        lambda data: data["segments"][0]["boundaries"].update(tokens="dp_shard:R|P"),
+        "tokens has no gradient, so it cannot be laid out as dp_shard:R|P",
+    ),
+    "an operator without a name": (
+        SLICED,
+        lambda data: data["segments"][0]["operators"][0].update(call=""),
+        "'' is no call; write library.operator.overload",
+    ),
+    "an unlisted constant": (
+        SLICED,
+        lambda data: data["segments"][0]["constants"].update(x=1),
+        "has no entry 'x' under values",
+    ),
+    "a value without elements": (
+        SLICED,
+        lambda data: data["segments"][1]["values"].update(q="float32[0, 3]"),
+        "is not called as it should be",
+    ),
     "an input listed otherwise": (
         SLICED,
         lambda data: data["outer_values"].update(tokens="int64[1, 1]"),
