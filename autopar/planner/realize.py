@@ -67,7 +67,7 @@ def realize(
     """
     axes = tuple(NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True))
     strategies = _strategies(types, names, decisions, prices)
-    tensors = tensors_of(graph, prices.kept_across(types), prices.converted_again(types))
+    tensors = tensors_of(graph, prices.kept_across(types))
     conversions = tuple(_conversions(tensors, strategies, decisions, prices, names))
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     operators = {
@@ -155,10 +155,7 @@ def memory_of(
     prices: Prices,
 ) -> Memory:
     """Memory of a device that runs all calls of ``graph``, one microbatch of it in flight."""
-    tensors, groups = (
-        tensors_of(graph, prices.kept_across(types), prices.converted_again(types)),
-        parameter_groups(graph),
-    )
+    tensors, groups = tensors_of(graph, prices.kept_across(types)), parameter_groups(graph)
     versions = {p: tuple(_wanted(t, strategies, decisions, prices)) for p, t in enumerate(tensors)}
     resting = decisions.parameters
     peak = peak_of(graph, types, tensors, versions, groups, resting, strategies, prices)
@@ -240,7 +237,7 @@ def _conversion(
                 f"{tensor.producer}: {tensor.value.name} {list(tensor.value.shape)} cannot be laid out as "
                 f"{format_layout(layout, names)}: its dims do not divide evenly."
             )
-    table = prices.table(tensor.value, frozenset([source, target]), runs_again=tensor.runs_again)
+    table = prices.table(tensor.value, frozenset([source, target]))
     for layout in (source, target):
         if layout not in table.positions:
             raise PlanError(
@@ -255,6 +252,4 @@ def _conversion(
         )
     steps = tuple(table.path(source, target))
     count = tensor.count * prices.execution.microbatches
-    return Conversion(
-        tensor.value, tensor.members, source, target, steps, count, count * seconds, tensor.runs_again
-    )
+    return Conversion(tensor.value, tensor.members, source, target, steps, count, count * seconds)
