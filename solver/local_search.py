@@ -28,14 +28,19 @@ class _Penalties:
     """Cost per unit above the room, at each time."""
 
 
-def solve_by_local_search(form: NormalForm, *, time_limit_s: float) -> tuple[int, ...] | None:
-    """The best picks found that fit and are not forbidden, or None; the same for the same form and speed."""
+def solve_by_local_search(
+    form: NormalForm, *, time_limit_s: float, start: tuple[int, ...] | None = None
+) -> tuple[int, ...] | None:
+    """The best picks found that fit and are not forbidden, or None; the same for the same form and speed.
+
+    ``start`` are picks to begin from, the cheapest of each node otherwise.
+    """
     end_s = time.perf_counter() + time_limit_s
     random = np.random.default_rng(SEED)
     size = _typical_cost(form)
     unit = max(float(form.room.max(initial=0.0)), 1e-300)
     best, best_cost = None, np.inf
-    picks = [int(np.argmin(costs)) for costs in form.costs]
+    picks = [int(np.argmin(costs)) for costs in form.costs] if start is None else list(start)
     while time.perf_counter() < end_s:
         penalty = size
         for _ in range(8):
