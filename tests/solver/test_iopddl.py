@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from solver import evaluate
+from solver import evaluate, solve
 from solver.__main__ import main
 from solver.iopddl import InstanceError, read_instance
 
@@ -124,3 +124,14 @@ def test_public_instances_are_solved_to_their_optimum(name: str, capfd: pytest.C
     assert answer["cost"] == PUBLISHED[name]
     assert answer["lower_bound"] >= PUBLISHED[name] * (1 - 1e-4)
     assert evaluate(read_instance(path), answer["choice"]).cost == PUBLISHED[name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INSTANCES.is_dir(), reason="the public instances are not here")
+def test_a_problem_too_large_to_prove_is_solved_better_than_the_contest_did() -> None:
+    path = INSTANCES / "asplos-2025-iopddl-V.json.gz"
+    problem = read_instance(path)
+    found = solve(problem, time_limit_s=60)
+    assert found.cost < 2_213_404  # the winner's entry
+    assert 1_100_000 < found.lower_bound < found.cost
+    assert evaluate(problem, found.choice).fits(problem.usage_limit)
