@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
+from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from autopar.capture.graph import Graph
 from autopar.planner.balance import balanced
 from autopar.planner.decisions import decisions_of
+from autopar.planner.diagnosis import idle_axis
 from autopar.planner.execution import RECOMPUTE_LEVELS, Execution
 from autopar.planner.fusion import Fusion
+from autopar.planner.memory import device_overhead
 from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
 from autopar.planner.microbatches import Cut
 from autopar.planner.naming import axis_names
@@ -22,7 +25,7 @@ from autopar.planner.operators import PlannedType
 from autopar.planner.partition import CallCost
 from autopar.planner.pins import Pins
 from autopar.planner.prices import MASTER_BYTES, Known, Prices
-from autopar.planner.problem import solver_problem
+from autopar.planner.problem import priced, solver_problem
 from autopar.planner.schedules import schedules
 from autopar.planner.shapes import Chain, Shape
 from autopar.planner.space import search_space
@@ -30,7 +33,7 @@ from autopar.planner.staging import Staging
 from cost_models.cluster import Cluster
 from cost_models.collectives import send_s
 from cost_models.schedules import microbatches_in_flight, pipeline_s
-from solver import Fan, Node, Problem, solve
+from solver import solve
 
 __all__ = ["Estimate", "Estimator"]
 
@@ -40,19 +43,22 @@ STATE_BYTES = 16
 """Parameter, gradient and AdamW's two moments, 4 bytes each."""
 GRADIENT_SHARE = 0.25
 """Of that, the gradient."""
-MEMORY_SHARE = 0.02
-"""A full device's memory costs this share of the compute, so that of two equal strategies the leaner wins."""
+MEMORY_SHARES = (0.02, 0.5)
+"""A full device's memory costs this share of the compute: first as little as makes the leaner of two equal
+strategies win, and where that does not fit, so much that leaner strategies win although they are slower."""
 GAP = 0.01
 """Relative gap to which kernels are solved."""
 BEST_GAIN = 0.6
-"""A device takes at least this share of the time per sequence when it works on more of them at once."""
+"""Each more sequence takes at least this share of what the last ones took."""
+SURE = 0.9
+"""Shapes whose memory is less than this share of the limit surely fit."""
 HOPELESS = 1.2
 """Shapes whose least memory is more than so many times the limit are not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What each pipeline rank runs: an entry per rank, for one microbatch."""
+    """What each pipeline rank runs, for one microbatch: a row per rank, a column per call, zeros after the last."""
 
     seconds: Array
     kept_bytes: Array
@@ -70,6 +76,11 @@ class Kernel:
     dealt: dict[tuple[int, int], Ranks] = field(default_factory=dict)
     """What is known already, by ranks and stages of each."""
 
+    @cached_property
+    def total_s(self) -> float:
+        """All calls."""
+        return sum(call.seconds[0] for call in self.calls)
+
     def on(self, ranks: int, chunks: int = 1) -> Ranks:
         """The calls dealt evenly to so many ranks with so many stages each."""
         if (ranks, chunks) not in self.dealt:
@@ -77,21 +88,17 @@ class Kernel:
         return self.dealt[ranks, chunks]
 
     def _on(self, ranks: int, chunks: int) -> Ranks:
-        ends = balanced([call.seconds[0] for call in self.calls], ranks * chunks)
+        stages = list(pairwise(balanced([call.seconds[0] for call in self.calls], ranks * chunks)))
         mine = [
-            [
-                call
-                for first in range(rank, ranks * chunks, ranks)
-                for call in self.calls[slice(*ends[first:][:2])]
-            ]
+            [call for stage in stages[rank::ranks] for call in self.calls[slice(*stage)]]
             for rank in range(ranks)
         ]
-        return Ranks(
-            np.array([sum(call.seconds[0] for call in calls) for calls in mine]),
-            np.array([sum(call.kept_bytes[0] for call in calls) for calls in mine]),
-            np.array([sum(call.held_bytes for call in calls) for calls in mine]),
-            np.array([max(call.working_bytes for call in calls) for calls in mine]),
-        )
+        found = np.zeros((4, ranks, max(map(len, mine))))
+        for rank, calls in enumerate(mine):
+            found[:, rank, : len(calls)] = np.array(
+                [(call.seconds[0], call.kept_bytes[0], call.held_bytes, call.working_bytes) for call in calls]
+            ).T
+        return Ranks(*found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +108,14 @@ class KernelKey:
     cp: int
     tp: int
     recompute: str
+    memory_share: float
+    """What a full device's memory costs."""
     sequences: int
     """At a time on one data rank."""
 
     def is_smaller(self, other: KernelKey) -> bool:
         """True for the same with fewer sequences."""
-        same = (self.cp, self.tp, self.recompute) == (other.cp, other.tp, other.recompute)
-        return same and self.sequences < other.sequences
+        return replace(self, sequences=other.sequences) == other and self.sequences < other.sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,16 @@ class Estimate:
     peak_bytes: float
     schedule: str = ""
     """Of the pipeline, where there is one."""
+    memory_share: float = 0.0
+    """What a full device's memory cost its kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How many times as much as its kernel a shape takes."""
+
+    seconds: float = 1.0
+    size: float = 1.0
 
 
 @dataclass
@@ -137,7 +155,7 @@ class Estimator:
     fusions: dict[tuple[int, str], dict[tuple[str, str], Fusion]] = field(default_factory=dict)
     """Kernels of segments by sequences and recompute level."""
     best_s: float = inf
-    """The fastest estimate so far of what fits."""
+    """The fastest estimate so far of what surely fits."""
 
     def best(self, chains: Iterable[Chain]) -> list[Estimate]:
         """Estimates from the fastest that fits on, then from the leanest that does not.
@@ -151,49 +169,66 @@ class Estimator:
             if where in leaner_fits:
                 continue
             for shape in chain:
-                made = self.estimate(shape)
+                made = self._leanest(shape)
                 if made is None:
                     continue
                 found.append(made)
                 if made.peak_bytes <= self.limit_bytes:
-                    if not shape.execution.waits:
+                    if not shape.execution.waits and made.peak_bytes <= SURE * self.limit_bytes:
                         self.best_s = min(self.best_s, made.step_s)
-                    leaner_fits.add(where)
-                    break
+                    # Sharding what is replicated spares optimizer time; beyond that, leaner is slower.
+                    if shape.execution.zero:
+                        leaner_fits.add(where)
+                        break
         fits = [each for each in found if each.peak_bytes <= self.limit_bytes]
         others = [each for each in found if each.peak_bytes > self.limit_bytes]
         fits.sort(key=lambda each: (each.shape.execution.waits, each.step_s))
         return fits + sorted(others, key=lambda each: each.peak_bytes)
 
-    def estimate(self, shape: Shape) -> Estimate | None:
+    def _leanest(self, shape: Shape) -> Estimate | None:
+        """With the fastest strategies, or with lean ones where those do not fit and lean ones might win."""
+        found = None
+        for share in MEMORY_SHARES:
+            made = self.estimate(shape, share)
+            if made is None:
+                return found
+            if found is None or made.peak_bytes < found.peak_bytes:
+                found = made
+            if made.peak_bytes <= self.limit_bytes or made.step_s > self.best_s:
+                break
+        return found
+
+    def estimate(self, shape: Shape, memory_share: float = MEMORY_SHARES[0]) -> Estimate | None:
         """None where the model cannot be cut so, or where fewer sequences at a time tell that it is hopeless."""
-        smaller = self._smaller(shape)
-        if smaller is not None and self._is_hopeless(shape, *smaller):
+        wanted = self._key(shape, memory_share)
+        smaller = self._smaller(wanted)
+        if smaller and self._is_hopeless(shape, smaller):
             return None
-        kernel = self._kernel(shape)
-        return None if kernel is None else self._estimate(shape, kernel)
+        kernel = self._kernel(wanted, shape)
+        return None if kernel is None else replace(self._estimate(shape, kernel), memory_share=memory_share)
 
-    def _smaller(self, shape: Shape) -> tuple[Kernel, float] | None:
-        """A kernel of fewer sequences, and how many times as many this shape has; None where it has its own."""
-        wanted = self._key(shape)
+    def _smaller(self, wanted: KernelKey) -> list[tuple[int, Kernel]]:
+        """Kernels of fewer sequences, and of how many, fewest first; none where the wanted one is known."""
         if wanted in self.kernels:
-            return None
-        known = [key for key in self.kernels if key.is_smaller(wanted) and self.kernels[key] is not None]
-        if not known:
-            return None
-        key = max(known, key=lambda key: key.sequences)
-        kernel = self.kernels[key]
-        assert kernel is not None
-        return kernel, wanted.sequences / key.sequences
+            return []
+        known = {key.sequences: kernel for key, kernel in self.kernels.items() if key.is_smaller(wanted)}
+        return [(count, kernel) for count, kernel in sorted(known.items()) if kernel is not None]
 
-    def _is_hopeless(self, shape: Shape, smaller: Kernel, times: float) -> bool:
-        """True when it could not fit, or not be fast enough, even if a device worked far better on more rows."""
-        least = self._estimate(shape, smaller, times)
-        slowest_s = self.best_s / BEST_GAIN
-        return least.peak_bytes > HOPELESS * self.limit_bytes or least.step_s > slowest_s
+    def _is_hopeless(self, shape: Shape, smaller: Sequence[tuple[int, Kernel]]) -> bool:
+        """True when it could not fit, or not be fast enough, even if a device worked far better on more rows.
 
-    def _estimate(self, shape: Shape, kernel: Kernel, times: float = 1.0) -> Estimate:
-        """With a kernel of so many times fewer sequences than the shape has, were nothing more efficient on more."""
+        Seconds are at least those of fewer sequences; how they grow is told by two kernels.
+        """
+        count, kernel = smaller[-1]
+        more = shape.sequences(self.batch) - count
+        growth = 0.0
+        if len(smaller) > 1:
+            fewer, least = smaller[-2]
+            growth = max(0.0, 1.0 - least.total_s / kernel.total_s) / (count - fewer)
+        found = self._estimate(shape, kernel, Times(1.0 + BEST_GAIN * growth * more, 1.0 + more / count))
+        return found.peak_bytes > HOPELESS * self.limit_bytes or found.step_s > self.best_s
+
+    def _estimate(self, shape: Shape, kernel: Kernel, times: Times = Times()) -> Estimate:
         found = [
             self._scheduled(shape, kernel, times, schedule, chunks)
             for schedule, chunks in self._schedules(shape, len(kernel.calls))
@@ -204,13 +239,15 @@ class Estimator:
             default=Estimate(shape, inf, inf),
         )
 
-    def _scheduled(self, shape: Shape, kernel: Kernel, times: float, schedule: str, chunks: int) -> Estimate:
+    def _scheduled(self, shape: Shape, kernel: Kernel, times: Times, schedule: str, chunks: int) -> Estimate:
         count = shape.execution.microbatches
         ranks = kernel.on(shape.pp, chunks)
-        sends_s = self._sends_s(shape, chunks, times * kernel.wire_bytes)
+        sends_s = self._sends_s(shape, chunks, times.size * kernel.wire_bytes)
         is_cuda = self.cluster.device.kind == "cuda"
         # On a CPU nothing hides what a rank sends, forward and backward, before and behind.
-        seconds = times * ranks.seconds + (0.0 if is_cuda else 2.0 * chunks * (sends_s + np.roll(sends_s, 1)))
+        seconds = times.seconds * ranks.seconds.sum(1) + (
+            0.0 if is_cuda else 2.0 * chunks * (sends_s + np.roll(sends_s, 1))
+        )
         pipeline = pipeline_s(
             schedule,
             list(seconds),
@@ -218,10 +255,11 @@ class Estimator:
             chunks=chunks,
             transfer_s=list(sends_s) if is_cuda else 0.0,
         )
-        heaviest = int(ranks.held_bytes.argmax())
-        upkeep_s = self._upkeep_s(shape, ranks.held_bytes[heaviest] / STATE_BYTES, count * seconds[heaviest])
+        held = ranks.held_bytes.sum(1)
+        heaviest = int(held.argmax())
+        upkeep_s = self._upkeep_s(shape, held[heaviest] / STATE_BYTES, count * seconds[heaviest])
         in_flight = _in_flight(schedule, shape.pp, count, chunks)
-        peak_bytes = self._peak_bytes(shape, ranks, times * in_flight)
+        peak_bytes = self._peak_bytes(shape, ranks, times.size, in_flight)
         return Estimate(shape, float(pipeline + upkeep_s), peak_bytes, schedule if shape.pp > 1 else "")
 
     def _schedules(self, shape: Shape, segments: int) -> list[tuple[str, int]]:
@@ -236,20 +274,32 @@ class Estimator:
         sends = [send_s(wire_bytes, link) for link in self._data_prices(shape).stage_links]
         return np.array([*sends[:-1], sends[-1] if chunks > 1 else 0.0])
 
-    def _peak_bytes(self, shape: Shape, ranks: Ranks, in_flight: Array) -> float:
-        """On the fullest pipeline rank; ``in_flight`` counts microbatches of the kernel's size."""
-        execution, held = shape.execution, ranks.held_bytes
-        sharded = held / (shape.dp_shard * shape.cp) if execution.zero else held
-        gathered = np.zeros_like(held)
+    def _peak_bytes(self, shape: Shape, ranks: Ranks, size: float, in_flight: Array) -> float:
+        """On the fullest pipeline rank, in the backward of some call, ``size`` times the kernel's sequences at a time.
+
+        Gradients of one microbatch come as activations go; of several they stay.
+        """
+        execution = shape.execution
+        ways = shape.dp_shard * shape.cp if execution.zero else 1
+        held, kept = ranks.held_bytes / ways, size * ranks.kept_bytes
+        gradients = GRADIENT_SHARE * held
+        gathered = np.zeros(shape.pp)
         if 0 < execution.zero < 3:
-            gathered = held / STATE_BYTES * (2 + (MASTER_BYTES if execution.zero == 1 else 0))
-        kept = in_flight * ranks.kept_bytes
+            copies = 2 + (MASTER_BYTES if execution.zero == 1 else 0)
+            gathered = ranks.held_bytes.sum(1) / STATE_BYTES * copies
+        left = gradients.sum(1, keepdims=True)
         if shape.pp == execution.microbatches == 1:
-            # Gradients come as activations go.
-            held_most = np.maximum((1 - GRADIENT_SHARE) * sharded + kept, sharded)
-        else:
-            held_most = sharded + kept
-        return float((held_most + gathered + ranks.working_bytes).max())
+            left = left - np.cumsum(gradients, 1)
+        moments = np.cumsum(kept, 1) + ranks.working_bytes + left
+        fullest = np.maximum(moments.max(1), gradients.sum(1)) + (in_flight - 1) * kept.sum(1)
+        peak = (fullest + gathered + (held - gradients).sum(1)).max()
+        return float(peak) + self._data_overhead(shape)
+
+    def _data_overhead(self, shape: Shape) -> int:
+        """Buffers for communication over data ranks, which kernels have none of."""
+        device, kernel_axes = self.cluster.device, (shape.cp > 1) + (shape.tp > 1)
+        data_axes = (shape.dp_replicate > 1) + (shape.dp_shard > 1)
+        return device_overhead(device, kernel_axes + data_axes) - device_overhead(device, kernel_axes)
 
     def _upkeep_s(self, shape: Shape, parameters: float, compute_s: float) -> float:
         """The optimizer, and what sticks out of gathers and gradient sums beside compute."""
@@ -268,18 +318,23 @@ class Estimator:
         )
         return Prices(self.cluster, tuple(axis for axis in axes if axis.size > 1), execution=shape.execution)
 
-    def _key(self, shape: Shape) -> KernelKey:
-        return KernelKey(shape.cp, shape.tp, shape.execution.recompute, shape.sequences(self.batch))
+    def _key(self, shape: Shape, memory_share: float) -> KernelKey:
+        return KernelKey(
+            shape.cp, shape.tp, shape.execution.recompute, memory_share, shape.sequences(self.batch)
+        )
 
-    def _kernel(self, shape: Shape) -> Kernel | None:
-        key = self._key(shape)
+    def _kernel(self, key: KernelKey, shape: Shape) -> Kernel | None:
         if key not in self.kernels:
             made = self.sliced(self.batch // key.sequences)
-            self.kernels[key] = None if isinstance(made, Cut) else self._solved(*made, shape)
+            self.kernels[key] = (
+                None if isinstance(made, Cut) else self._solved(*made, shape, key.memory_share)
+            )
         return self.kernels[key]
 
-    def _solved(self, graph: Graph, types: Mapping[str, PlannedType], shape: Shape) -> Kernel | None:
-        """Strategies on the tensor and context ranks alone, and their prices."""
+    def _solved(
+        self, graph: Graph, types: Mapping[str, PlannedType], shape: Shape, memory_share: float
+    ) -> Kernel | None:
+        """Strategies on the tensor and context ranks alone, and their prices; None where some ranks have no part."""
         axes = tuple(
             axis
             for axis in (MeshAxis(shape.cp, REPLICATE, "cp"), MeshAxis(shape.tp, MODEL, "tp"))
@@ -294,13 +349,15 @@ class Estimator:
         prices = Prices(self.cluster, axes, known, execution)
         space = search_space(graph, types, prices)
         problem = solver_problem(space)
-        price = MEMORY_SHARE * _fastest_s(problem) / self.cluster.device.memory_bytes
-        solution = solve(_priced(problem, price), gap=GAP)
+        lean = priced(problem, memory_share, execution, self.cluster.device.memory_bytes)
+        solution = solve(lean, gap=GAP)
         if solution.choice is None:
             return None
         decisions = decisions_of(space.items, solution.choice)
         names = axis_names(types, decisions, axes)
         staging = Staging(graph, types, names, decisions, prices, (execution.recompute,))
+        if idle_axis(staging.realized[execution.recompute].sharded, types) is not None:
+            return None
         return Kernel(staging.costs, max(map(staging.wire_bytes, range(len(graph.calls) - 1)), default=0.0))
 
 
@@ -317,28 +374,6 @@ def _in_flight(schedule: str, ranks: int, microbatches: int, chunks: int) -> Arr
             for rank in range(ranks)
         ]
     )
-
-
-def _fastest_s(problem: Problem) -> float:
-    """Seconds of all operators, each with its fastest strategy."""
-    return float(sum(node.costs.min() for node in problem.nodes))
-
-
-def _priced(problem: Problem, price: float) -> Problem:
-    """The problem with usage as a part of the cost."""
-    return Problem(
-        nodes=tuple(_node_priced(node, price) for node in problem.nodes),
-        edges=problem.edges,
-        fans=tuple(_fan_priced(fan, price) for fan in problem.fans),
-    )
-
-
-def _node_priced(node: Node, price: float) -> Node:
-    return replace(node, costs=node.costs + price * node.usages, usages=np.zeros_like(node.usages))
-
-
-def _fan_priced(fan: Fan, price: float) -> Fan:
-    return replace(fan, costs=fan.costs + price * fan.usages[None, :], usages=np.zeros_like(fan.usages))
 
 
 def _ranks(shape: Shape) -> tuple[int, ...]:

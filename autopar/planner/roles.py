@@ -16,8 +16,13 @@ __all__ = ["allowed_choices", "does_main_work", "weight_dims"]
 _LABEL_OF_ROLE = {"dp_replicate": BATCH, "dp_shard": BATCH, "cp": SEQUENCE}
 
 
-def allowed_choices(operator: PlannedOperator, axis: MeshAxis, labels: Labels) -> tuple[AxisChoice, ...]:
-    """The choices that one axis may make for one operator, given its size, kind and pinned role."""
+def allowed_choices(
+    operator: PlannedOperator, axis: MeshAxis, labels: Labels, *, is_repeated: bool = False
+) -> tuple[AxisChoice, ...]:
+    """The choices that one axis may make for one operator, given its size, kind and pinned role.
+
+    In repeated blocks data axes cut the batch wherever there is one; outside them they may leave small things whole.
+    """
     fitting = tuple(choice for choice in operator.choices if _divides(operator, choice, axis))
     if axis.is_data:
         fitting = tuple(choice for choice in fitting if not _shards_parameter(operator, choice))
@@ -25,7 +30,7 @@ def allowed_choices(operator: PlannedOperator, axis: MeshAxis, labels: Labels) -
         fitting = _tensor_parallel(operator, fitting, labels)
     elif axis.role in _LABEL_OF_ROLE:
         fitting = _must_shard(operator, fitting, labels, _LABEL_OF_ROLE[axis.role])
-    elif axis.label == BATCH:
+    elif axis.label == BATCH and is_repeated:
         fitting = _must_shard(operator, fitting, labels, BATCH)
     elif axis.label:
         fitting = _may_shard(operator, fitting, labels, axis.label)

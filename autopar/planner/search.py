@@ -26,7 +26,7 @@ from autopar.planner.naming import axis_names
 from autopar.planner.operators import PlannedType, planned_types
 from autopar.planner.pins import Pins
 from autopar.planner.prices import Known, Prices
-from autopar.planner.problem import solver_problem
+from autopar.planner.problem import priced, solver_problem
 from autopar.planner.realize import Realized, realize
 from autopar.planner.roles import weight_dims
 from autopar.planner.shapes import Shape, has_schedule, shapes
@@ -49,6 +49,8 @@ PROMISING = 1.1
 """Shapes whose estimate is further than this from the best plan are not planned exactly."""
 LEAST_EXACT, MOST_EXACT, MOST_TRIED = 3, 5, 24
 """Shapes that are planned exactly: at least, at most once one fits, and in all."""
+NEAR, MOST_NEAR = 1.15, 2
+"""So many faster shapes, whose estimate is not further than this beyond the limit, are tried too."""
 MOST_ESTIMATES = 12
 """Of the other shapes, so many are told with what they would roughly take."""
 LEANER = 0.98
@@ -78,6 +80,8 @@ class Tried:
     solution: Solution
     step_s: float
     execution: Execution
+    excess_bytes: int = 0
+    """By which the strategies exceed the limit where nothing beyond ``execution`` is recomputed."""
     staged: Staged | None = None
     """Stages of a pipeline, where there is one."""
     shape: Shape | None = None
@@ -201,27 +205,44 @@ class _Search:
         return nothing_as_pinned(self.options.pins, batch_size(self.graph), cuts)
 
     def _candidates(self, *, is_thorough: bool) -> Iterator[Tried]:
-        """The best plans of the shapes that look best; of every mesh, where the batch cannot be cut."""
-        best_s, count = inf, 0
-        fitting: set[object] = set()
+        """The best plans of the shapes that look best; of every mesh, where the batch cannot be cut.
+
+        Of shapes that compute the same the first one that fits is enough, as far as its estimate was right.
+        """
         self.estimates = self._estimates(is_thorough=is_thorough)
+        best_s, count = inf, 0
+        sure: dict[object, float] = {}
         for estimate in self.estimates:
             most = MOST_EXACT if estimate.step_s <= PROMISING * best_s else LEAST_EXACT
-            if count >= (most if fitting else MOST_TRIED):
+            if count >= (most if sure else MOST_TRIED):
                 break
-            if estimate.shape.compute in fitting:
+            if estimate.step_s > sure.get(estimate.shape.compute, inf):
                 continue
-            found = self._exactly(estimate.shape)
+            found = self._exactly(estimate)
             if found is not None:
                 count += 1
                 if found.peak_bytes <= self.limit:
                     best_s = min(best_s, found.step_s)
-                    fitting.add(estimate.shape.compute)
+                    error = abs(found.step_s - estimate.step_s)
+                    sure.setdefault(estimate.shape.compute, estimate.step_s + error)
+                yield found
+        for estimate in self._nearly_fitting(best_s):
+            found = self._exactly(estimate)
+            if found is not None:
                 yield found
         is_uncut = any(isinstance(model, Cut) for model in self.models.values())
         if (is_uncut or not count) and not self.options.pins.needs_stages:
             for axes in candidate_meshes(self.cluster.devices, self.options.pins):
                 yield from self._on_mesh(axes)
+
+    def _nearly_fitting(self, best_s: float) -> list[Estimate]:
+        """Shapes that would be faster and, for all that an estimate can tell, might fit; the fastest first."""
+        found: dict[object, Estimate] = {}
+        for estimate in sorted(self.estimates, key=lambda each: each.step_s):
+            is_near = self.limit < estimate.peak_bytes <= NEAR * self.limit
+            if is_near and estimate.step_s < best_s < inf and not estimate.shape.execution.waits:
+                found.setdefault(estimate.shape.compute, estimate)
+        return list(found.values())[:MOST_NEAR]
 
     def _estimates(self, *, is_thorough: bool) -> list[Estimate]:
         """What every shape would roughly take, the best first."""
@@ -261,13 +282,14 @@ class _Search:
         model = self._model(count)
         return model if isinstance(model, Cut) else (model.graph, model.types)
 
-    def _exactly(self, shape: Shape) -> Tried | None:
+    def _exactly(self, estimate: Estimate) -> Tried | None:
         """The best plan of a shape, every operator free; None where there is none as pinned."""
+        shape = estimate.shape
         model = self._model(shape.execution.microbatches)
         if isinstance(model, Cut):
             return None
         prices = self._prices(shape.axes(self.options.pins), shape.execution)
-        found = _best_on(model, prices, self.limit, self.options)
+        found = _best_on(model, prices, self.limit, self.options, estimate.memory_share)
         return replace(found, shape=shape) if found is not None and self._is_as_pinned(found) else None
 
     def _on_mesh(self, axes: tuple[MeshAxis, ...]) -> list[Tried]:
@@ -346,14 +368,29 @@ def _splits_an_axis(tried: Tried) -> bool:
     return len(set(roles)) < len(roles)
 
 
-def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Tried | None:
-    """The best plan on one mesh; the leanest one found where none fits."""
+def _best_on(
+    model: Model, prices: Prices, limit: int, options: Options, memory_share: float = 0.0
+) -> Tried | None:
+    """The best plan on one mesh; the leanest one found where none fits.
+
+    On stages strategies are asked to be as lean as ``memory_share`` says: what stages send each other, and how
+    much they must recompute, follows from strategies and is not in their price.
+    """
     space = search_space(model.graph, model.types, prices, options.keep)
-    solution = solve(solver_problem(space), time_limit_s=options.time_limit_s, gap=GAP)
-    found = [_tried(model, space, solution, limit, options.pins)] if solution.choice is not None else []
+    problem = solver_problem(space)
+    solution = solve(problem, time_limit_s=options.time_limit_s, gap=GAP)
+    if solution.choice is None:
+        return None
+    if prices.execution.stage_ranks > 1:
+        lean = priced(problem, memory_share, prices.execution, prices.cluster.device.memory_bytes)
+        choice = solve(lean, time_limit_s=options.time_limit_s, gap=GAP).choice or solution.choice
+        solution = replace(
+            solution, choice=choice, cost=evaluate(problem, choice).cost, status=Status.feasible
+        )
+    found = [_tried(model, space, solution, limit, options.pins)]
     allowance = limit - device_overhead(prices.cluster.device, len(prices.axes))
     for _ in range(TIGHTENINGS):
-        if not found or found[-1].peak_bytes <= limit or allowance <= 0:
+        if found[-1].excess_bytes <= 0 or allowance <= 0:
             break
         problem = solver_problem(space, float(allowance))
         solution = solve(problem, time_limit_s=options.time_limit_s, gap=LIMITED_GAP, is_exact=False)
@@ -362,8 +399,9 @@ def _best_on(model: Model, prices: Prices, limit: int, options: Options) -> Trie
         found.append(_tried(model, space, solution, limit, options.pins))
         # What is not kept (gathered parameters, temporaries) follows from the choice: make room for it.
         kept = evaluate(problem, solution.choice).peak_usage
-        allowance = math.floor(min(allowance, kept) - (found[-1].peak_bytes - limit))
-    return min(found, key=lambda each: (each.peak_bytes > limit, each.peak_bytes), default=None)
+        allowance = math.floor(min(allowance, kept) - found[-1].excess_bytes)
+    fitting = [each for each in found if each.peak_bytes <= limit]
+    return min(fitting, key=lambda each: each.step_s, default=min(found, key=lambda each: each.peak_bytes))
 
 
 def _tried(model: Model, space: Space, solution: Solution, limit: int, pins: Pins) -> Tried:
@@ -377,12 +415,14 @@ def _tried(model: Model, space: Space, solution: Solution, limit: int, pins: Pin
         )
     execution = space.prices.execution
     if execution.stage_ranks == 1:
-        return Tried(realized, solution, step_s(realized, space.prices), execution)
-    levels = stage_levels(execution, pins)
-    staging = Staging(model.graph, model.types, names, decisions, space.prices, levels)
-    staged = staging.best(pins, limit) or staging.best(pins, UNLIMITED_BYTES)
-    assert staged is not None, "shapes have a schedule, and no more stages than segment calls"
+        excess = realized.memory.peak - limit
+        return Tried(realized, solution, step_s(realized, space.prices), execution, excess)
+    staging = Staging(model.graph, model.types, names, decisions, space.prices, stage_levels(execution, pins))
+    staged, fastest = staging.best(pins, limit), staging.best(pins, UNLIMITED_BYTES)
+    assert fastest is not None, "shapes have a schedule, and no more stages than segment calls"
+    chosen = staged or fastest
     sharded = replace(
-        realized.sharded, stages=staged.stages, schedule=staged.schedule, stage_ranks=execution.stage_ranks
+        realized.sharded, stages=chosen.stages, schedule=chosen.schedule, stage_ranks=execution.stage_ranks
     )
-    return Tried(replace(realized, sharded=sharded), solution, staged.step_s, execution, staged)
+    excess = fastest.peak - limit
+    return Tried(replace(realized, sharded=sharded), solution, chosen.step_s, execution, excess, chosen)

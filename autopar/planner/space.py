@@ -11,6 +11,7 @@ from autopar.planner.memory import kept_by_operator, resting_bytes
 from autopar.planner.mesh import MODEL, MeshAxis
 from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.prices import PricedStrategy, Prices
+from autopar.planner.regions import BLOCK
 from autopar.planner.roles import allowed_choices
 from autopar.planner.tensors import (
     Item,
@@ -93,7 +94,10 @@ def search_space(
 def _operator_candidates(
     operator: PlannedOperator, planned: PlannedType, prices: Prices, count: int, keep: Keep | None
 ) -> tuple[Candidate, ...]:
-    choices = tuple(allowed_choices(operator, axis, planned.labels) for axis in prices.axes)
+    choices = tuple(
+        allowed_choices(operator, axis, planned.labels, is_repeated=planned.role == BLOCK)
+        for axis in prices.axes
+    )
     found = _priced(operator, planned, choices, prices)
     if not found:
         # What each axis may do alone cannot be combined: leave the combination to all axes' full choices.

@@ -32,7 +32,8 @@ CASES = [
 def test_every_plan_costs_what_the_solver_says(model: str, cluster: str) -> None:
     answer = found(model, cluster)
     for tried in (answer.best, *answer.runner_ups):
-        assert tried.solution.status is Status.optimal
+        # Strategies on stages are asked to be lean, beyond what they cost.
+        assert tried.solution.status is (Status.feasible if tried.staged else Status.optimal)
         assert math.isclose(tried.realized.objective_s, tried.solution.cost, rel_tol=1e-9)
         assert tried.solution.lower_bound <= tried.solution.cost * (1 + 1e-9)
     assert all(answer.best.step_s <= tried.step_s for tried in answer.runner_ups)
