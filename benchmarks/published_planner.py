@@ -51,8 +51,6 @@ REASONS = (
     "  the closed form, by shard in the planner.",
     "- **Sizes that do not divide** (an ffn of 10,923, a vocabulary of 50,257): the planner leaves such products whole",
     "  or gathers around it; the closed form divides anyway, as a program with padding does.",
-    "- **Repeated collectives**: the program repeats what recomputation needs gathered (under full recomputation sums",
-    "  within a block too); the closed form counts them again, the planner does not yet (rows with tp and recompute).",
     "- **Latency of large groups**: the planner prices gathers and sums as parts of collectives of 64 MiB; FSDP",
     "  sends a block as one, which takes a quarter of the time on 512 ranks (the closed form prices blocks).",
     "- **Adding up gradients** of microbatches (12 bytes a weight and microbatch) is in neither.",

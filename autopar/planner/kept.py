@@ -127,16 +127,26 @@ class Kept:
         return found
 
     @cached_property
-    def run_again(self) -> frozenset[int]:
-        """Places of the calls that run a second time before the backward."""
+    def _made_again(self) -> frozenset[str]:
+        """Storages that are not kept but wanted in the backward, and what they are computed from."""
         if self.execution.recompute == "none":
             return frozenset()
-        missing = self._closure(self.for_backward - self.across, self.across)
+        return frozenset(self._closure(self.for_backward - self.across, self.across)) - self.across
+
+    @cached_property
+    def run_again(self) -> frozenset[int]:
+        """Places of the calls that run a second time before the backward."""
         return frozenset(
-            self.flow.maker[storage]
-            for storage in missing
-            if storage in self.flow.maker and storage not in self.across
+            self.flow.maker[storage] for storage in self._made_again if storage in self.flow.maker
         )
+
+    @cached_property
+    def converted_again(self) -> frozenset[str]:
+        """Values that are brought into their readers' layouts a second time: what is not kept, and weights."""
+        if self.execution.recompute == "none":
+            return frozenset()
+        again = self._made_again | self.flow.parameters
+        return frozenset(name for name, storage in self.flow.storage.items() if storage in again)
 
     def keeps_statistics(self, place: int) -> bool:
         """True where what a call saves beside its operands and results lives from forward to backward."""

@@ -6,7 +6,7 @@ The planner's side of ``cost_models``: it knows layouts and meshes, the models k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -129,6 +129,10 @@ class Prices:
         """Storages that live from forward to backward, by segment type."""
         return {name: self.kept(planned).across for name, planned in types.items()}
 
+    def converted_again(self, types: Mapping[str, PlannedType]) -> dict[str, frozenset[str]]:
+        """Values whose conversions are repeated before the backward, by segment type."""
+        return {name: self.kept(planned).converted_again for name, planned in types.items()}
+
     def operator(
         self, call: Call, operands: Sequence[Layout], results: Sequence[Layout], planned: PlannedType
     ) -> OperatorPrice:
@@ -181,9 +185,10 @@ class Prices:
         device = self.cluster.device
         return sum((host_s(work, device) for work in works), 0.0) if device.kind == "cpu" else 0.0
 
-    def table(self, value: Value, layouts: frozenset[Layout]) -> ConversionTable:
+    def table(self, value: Value, layouts: frozenset[Layout], *, runs_again: bool = False) -> ConversionTable:
         """Cheapest conversions of a value among the layouts that somebody yields or wants.
 
+        ``runs_again`` where recomputation repeats what they do in the forward.
         Paths may lead through a shard of any dim, on axes for the batch of dim 0, so that they do not depend on
         who asks.
         """
@@ -196,14 +201,14 @@ class Prices:
             )
             for position, axis in enumerate(self.axes)
         )
-        key = (value.shape, value.dtype, value.requires_grad, shards)
+        key = (value.shape, value.dtype, value.requires_grad, shards, runs_again)
         if key not in self.known.tables:
             self.known.tables[key] = conversion_table(
                 value.shape,
                 dtype_bytes(value.dtype),
                 shards,
                 self.sizes,
-                self.step_s,
+                self._step_and_again_s if runs_again else self.step_s,
                 requires_grad=value.requires_grad,
             )
         return self.known.tables[key]
@@ -216,6 +221,15 @@ class Prices:
             backward = self._collective_s(step.backward, step.axis, bytes_after, bytes_before)
             self.known.steps[key] = PLAIN_STEP_S + forward + backward
         return self.known.steps[key]
+
+    def _step_and_again_s(self, step: Step, bytes_before: int, bytes_after: int) -> float:
+        """The same where the forward is repeated before the backward."""
+        return self.step_s(step, bytes_before, bytes_after) + self.again_s(step, bytes_before, bytes_after)
+
+    def again_s(self, step: Step, bytes_before: int, bytes_after: int) -> float:
+        """Seconds of what a step of a conversion does in the forward, a second time."""
+        forward = replace(step, backward="nothing")
+        return self.step_s(forward, bytes_before, bytes_after) - PLAIN_STEP_S
 
     def _collective_s(self, name: str, axis: int, before: int, after: int) -> float:
         path = self.paths[axis]

@@ -67,7 +67,7 @@ def realize(
     """
     axes = tuple(NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True))
     strategies = _strategies(types, names, decisions, prices)
-    tensors = tensors_of(graph, prices.kept_across(types))
+    tensors = tensors_of(graph, prices.kept_across(types), prices.converted_again(types))
     conversions = tuple(_conversions(tensors, strategies, decisions, prices, names))
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     operators = {
@@ -155,7 +155,10 @@ def memory_of(
     prices: Prices,
 ) -> Memory:
     """Memory of a device that runs all calls of ``graph``, one microbatch of it in flight."""
-    tensors, groups = tensors_of(graph, prices.kept_across(types)), parameter_groups(graph)
+    tensors, groups = (
+        tensors_of(graph, prices.kept_across(types), prices.converted_again(types)),
+        parameter_groups(graph),
+    )
     versions = {p: tuple(_wanted(t, strategies, decisions, prices)) for p, t in enumerate(tensors)}
     resting = decisions.parameters
     peak = peak_of(graph, types, tensors, versions, groups, resting, strategies, prices)
@@ -237,7 +240,7 @@ def _conversion(
                 f"{tensor.producer}: {tensor.value.name} {list(tensor.value.shape)} cannot be laid out as "
                 f"{format_layout(layout, names)}: its dims do not divide evenly."
             )
-    table = prices.table(tensor.value, frozenset([source, target]))
+    table = prices.table(tensor.value, frozenset([source, target]), runs_again=tensor.runs_again)
     for layout in (source, target):
         if layout not in table.positions:
             raise PlanError(
@@ -252,4 +255,6 @@ def _conversion(
         )
     steps = tuple(table.path(source, target))
     count = tensor.count * prices.execution.microbatches
-    return Conversion(tensor.value, tensor.members, source, target, steps, count, count * seconds)
+    return Conversion(
+        tensor.value, tensor.members, source, target, steps, count, count * seconds, tensor.runs_again
+    )

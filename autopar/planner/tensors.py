@@ -66,6 +66,8 @@ class Tensor:
     """(segment type, value name) of every tensor this stands for; no type for values between segments."""
     kept_count: int = 0
     """How many of them live from forward to backward, in the versions that consumers read."""
+    runs_again: bool = False
+    """Recomputation repeats what conversions of it do in the forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +146,13 @@ def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
     return made
 
 
-def tensors_of(graph: Graph, kept: Mapping[str, frozenset[str]]) -> tuple[Tensor, ...]:
+def tensors_of(
+    graph: Graph, kept: Mapping[str, frozenset[str]], again: Mapping[str, frozenset[str]]
+) -> tuple[Tensor, ...]:
     """Every tensor with a use, in execution order of the folded model.
 
-    ``kept`` names, by segment type, the storages that live from the forward to the backward.
+    By segment type, ``kept`` names the storages that live from the forward to the backward, and ``again`` the
+    values whose conversions are repeated before it.
     """
     types = {segment.name: segment for segment in graph.types}
     calls = Counter(call.type for call in graph.calls)
@@ -167,11 +172,15 @@ def tensors_of(graph: Graph, kept: Mapping[str, frozenset[str]]) -> tuple[Tensor
                         count,
                         ((segment.name, name),),
                         distinct if name in kept[segment.name] else 0,
+                        name in again[segment.name],
                     )
                 )
     for group in parameter_groups(graph):
         uses = tuple(use for type_name, name in group.places for use in readers[type_name].get(name, ()))
-        tensors.append(Tensor(group.value, group.item, 0, uses, group.uses_per_step, group.places))
+        repeats = any(name in again[type_name] for type_name, name in group.places)
+        tensors.append(
+            Tensor(group.value, group.item, 0, uses, group.uses_per_step, group.places, 0, repeats)
+        )
     return (*tensors, *_outer_tensors(graph, types))
 
 

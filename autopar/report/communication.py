@@ -36,6 +36,8 @@ class Hop:
     forward_s: float
     """Each time."""
     backward_s: float
+    again_s: float = 0.0
+    """Of the forward, repeated before the backward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class Exchange:
     @property
     def sent_bytes(self) -> int:
         """Of a whole step."""
-        return self.count * sum(hop.forward_bytes + hop.backward_bytes for hop in self.hops)
+        return self.count * sum(
+            (2 if hop.again_s else 1) * hop.forward_bytes + hop.backward_bytes for hop in self.hops
+        )
 
 
 def exchanges(opened: Anatomy) -> tuple[Exchange, ...]:
@@ -130,6 +134,7 @@ def _hop(step: Step, conversion: Conversion, before: Layout, after: Layout, open
         backward_bytes=0 if step.backward in SILENT else max(held),
         forward_s=forward_s,
         backward_s=both_s - forward_s,
+        again_s=opened.prices.again_s(step, *held) if conversion.runs_again else 0.0,
     )
 
 

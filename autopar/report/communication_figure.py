@@ -125,8 +125,9 @@ def _draw_bars(axes: Any, found: Sequence[Exchange]) -> None:
 def _parts(exchange: Exchange) -> list[tuple[float, str]]:
     """Seconds of a step by collective, forward then backward."""
     forward = [(exchange.count * hop.forward_s, hop.forward) for hop in exchange.hops]
+    again = [(exchange.count * hop.again_s, hop.forward) for hop in exchange.hops if hop.again_s]
     backward = [(exchange.count * hop.backward_s, hop.backward) for hop in reversed(exchange.hops)]
-    return [(seconds, kind) for seconds, kind in (*forward, *backward) if kind != "nothing"]
+    return [(seconds, kind) for seconds, kind in (*forward, *again, *backward) if kind != "nothing"]
 
 
 def _name(exchange: Exchange) -> str:

@@ -61,7 +61,8 @@ def _conversions(opened: Anatomy) -> Iterator[_Part]:
     ways = {axis.name: axis.size for axis in opened.sharded.axes}
     for conversion in opened.sharded.conversions:
         for hop in hops(conversion, opened):
-            for kind, size_bytes in ((hop.forward, hop.forward_bytes), (hop.backward, hop.backward_bytes)):
+            forward_bytes = (2 if hop.again_s else 1) * hop.forward_bytes
+            for kind, size_bytes in ((hop.forward, forward_bytes), (hop.backward, hop.backward_bytes)):
                 if kind not in SILENT:
                     yield hop.axis, kind, conversion.count * _ring_bytes(kind, size_bytes, ways[hop.axis])
 

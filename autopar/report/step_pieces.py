@@ -130,7 +130,7 @@ def _hops(name: str, placed: PlacedConversion, opened: Anatomy) -> Iterator[Piec
     """A conversion's collectives; what the plan prices is shared out among them."""
     conversion = placed.conversion
     found = list(hops(conversion, opened))
-    priced_s = sum(hop.forward_s + hop.backward_s for hop in found)
+    priced_s = sum(hop.forward_s + hop.again_s + hop.backward_s for hop in found)
     scale = placed.seconds / priced_s if priced_s else 0.0
     for number, hop in enumerate(found):
         facts: dict[str, Fact] = {
@@ -146,6 +146,7 @@ def _hops(name: str, placed: PlacedConversion, opened: Anatomy) -> Iterator[Piec
             scale * seconds if way != "nothing" else 0.0
             for seconds, way in ((hop.forward_s, hop.forward), (hop.backward_s, hop.backward))
         )
+        backward_s += scale * hop.again_s
         yield Piece(
             f"{name}.{number} {conversion.value.name}", _label(hop), forward_s, backward_s, facts, _sends(hop)
         )

@@ -40,6 +40,8 @@ class Conversion:
     """How many times a step makes it."""
     seconds: float
     """Forward and backward, all ``count`` times together."""
+    runs_again: bool = False
+    """Recomputation repeats, before the backward, what it does in the forward."""
 
 
 @dataclass(frozen=True, slots=True)
