@@ -28,12 +28,12 @@ from autopar.planner.prices import MASTER_BYTES, Known, Prices
 from autopar.planner.problem import priced, solver_problem
 from autopar.planner.schedules import schedules
 from autopar.planner.shapes import Chain, Shape
-from autopar.planner.space import search_space
+from autopar.planner.space import Space, search_space
 from autopar.planner.staging import Staging
 from cost_models.cluster import Cluster
 from cost_models.collectives import send_s
 from cost_models.schedules import microbatches_in_flight, pipeline_s
-from solver import solve
+from solver import Problem, solve
 
 __all__ = ["Estimate", "Estimator"]
 
@@ -132,6 +132,16 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Posed:
+    """The model in slices, and the problem of its strategies on some ranks."""
+
+    graph: Graph
+    types: Mapping[str, PlannedType]
+    space: Space
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
     """How many times as much as its kernel a shape takes."""
 
@@ -150,6 +160,7 @@ class Estimator:
     sliced: Callable[[int], tuple[Graph, Mapping[str, PlannedType]] | Cut]
     """The model written for one of so many slices of the batch."""
     kernels: dict[KernelKey, Kernel | None] = field(default_factory=dict)
+    posed: dict[KernelKey, Posed | None] = field(default_factory=dict)
     known: dict[tuple[int, int], Known] = field(default_factory=dict)
     """Conversions by context and tensor ranks."""
     fusions: dict[tuple[int, str], dict[tuple[str, str], Fusion]] = field(default_factory=dict)
@@ -325,40 +336,41 @@ class Estimator:
 
     def _kernel(self, key: KernelKey, shape: Shape) -> Kernel | None:
         if key not in self.kernels:
-            made = self.sliced(self.batch // key.sequences)
-            self.kernels[key] = (
-                None if isinstance(made, Cut) else self._solved(*made, shape, key.memory_share)
-            )
+            posed = self._posed(shape, replace(key, memory_share=0.0))
+            self.kernels[key] = posed and self._solved(posed, key)
         return self.kernels[key]
 
-    def _solved(
-        self, graph: Graph, types: Mapping[str, PlannedType], shape: Shape, memory_share: float
-    ) -> Kernel | None:
-        """Strategies on the tensor and context ranks alone, and their prices; None where some ranks have no part."""
-        axes = tuple(
-            axis
-            for axis in (MeshAxis(shape.cp, REPLICATE, "cp"), MeshAxis(shape.tp, MODEL, "tp"))
-            if axis.size > 1
-        )
-        rest = self.cluster.devices // (shape.cp * shape.tp)
+    def _posed(self, shape: Shape, key: KernelKey) -> Posed | None:
+        """The choice of strategies on the tensor and context ranks alone; None where the batch cannot be cut so."""
+        if key in self.posed:
+            return self.posed[key]
+        made = self.sliced(self.batch // key.sequences)
+        if isinstance(made, Cut):
+            return self.posed.setdefault(key, None)
+        ranks = (MeshAxis(key.cp, REPLICATE, "cp"), MeshAxis(key.tp, MODEL, "tp"))
         # As for several microbatches: gradients are held beside activations.
-        execution = Execution(shape.execution.is_compiled, shape.execution.recompute, 2, 0, rest)
-        shared = self.known.setdefault((shape.cp, shape.tp), Known())
-        fusions = self.fusions.setdefault((shape.sequences(self.batch), execution.recompute), {})
+        rest = self.cluster.devices // (key.cp * key.tp)
+        execution = Execution(shape.execution.is_compiled, key.recompute, 2, 0, rest)
+        shared = self.known.setdefault((key.cp, key.tp), Known())
+        fusions = self.fusions.setdefault((key.sequences, key.recompute), {})
         known = Known(tables=shared.tables, steps=shared.steps, fusions=fusions)
-        prices = Prices(self.cluster, axes, known, execution)
-        space = search_space(graph, types, prices)
-        problem = solver_problem(space)
-        lean = priced(problem, memory_share, execution, self.cluster.device.memory_bytes)
-        solution = solve(lean, gap=GAP)
+        axes = tuple(axis for axis in ranks if axis.size > 1)
+        space = search_space(*made, Prices(self.cluster, axes, known, execution))
+        return self.posed.setdefault(key, Posed(*made, space, solver_problem(space)))
+
+    def _solved(self, posed: Posed, key: KernelKey) -> Kernel | None:
+        """The best strategies and their prices; None where some ranks have no part."""
+        prices, memory_bytes = posed.space.prices, self.cluster.device.memory_bytes
+        solution = solve(priced(posed.problem, key.memory_share, prices.execution, memory_bytes), gap=GAP)
         if solution.choice is None:
             return None
-        decisions = decisions_of(space.items, solution.choice)
-        names = axis_names(types, decisions, axes)
-        staging = Staging(graph, types, names, decisions, prices, (execution.recompute,))
-        if idle_axis(staging.realized[execution.recompute].sharded, types) is not None:
+        decisions = decisions_of(posed.space.items, solution.choice)
+        names = axis_names(posed.types, decisions, prices.axes)
+        staging = Staging(posed.graph, posed.types, names, decisions, prices, (key.recompute,))
+        if idle_axis(staging.realized[key.recompute].sharded, posed.types) is not None:
             return None
-        return Kernel(staging.costs, max(map(staging.wire_bytes, range(len(graph.calls) - 1)), default=0.0))
+        wires = map(staging.wire_bytes, range(len(posed.graph.calls) - 1))
+        return Kernel(staging.costs, max(wires, default=0.0))
 
 
 @cache

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
 
+from autopar.planner.execution import Execution
 from autopar.planner.memory import value_bytes
 from autopar.planner.space import Space
 from autopar.planner.tensors import Item, Tensor
 from solver import Fan, Node, Problem
 
-__all__ = ["solver_problem"]
+__all__ = ["priced", "solver_problem"]
 
 
 def solver_problem(space: Space, limit_bytes: float = inf) -> Problem:
@@ -55,3 +57,29 @@ def _fan(tensor: Tensor, space: Space, position: dict[Item, int], share: float) 
         costs=tensor.count * space.prices.execution.microbatches * table.seconds[np.ix_(rows, columns)],
         usages=np.array([float(kept * value_bytes(tensor.value, layout, sizes)) for layout in wanted]),
     )
+
+
+def priced(problem: Problem, memory_share: float, execution: Execution, memory_bytes: int) -> Problem:
+    """The problem with usage as a part of the cost, so that leaner strategies win although they are a little slower.
+
+    A device's whole memory, ``memory_bytes``, costs ``memory_share`` of what all operators take at their fastest.
+    """
+    fastest_s = float(sum(node.costs.min() for node in problem.nodes))
+    # Usage is what a stage holds, compute that of all stages.
+    price = memory_share * _stages_held(execution) * fastest_s / memory_bytes
+    return Problem(
+        nodes=tuple(
+            replace(node, costs=node.costs + price * node.usages, usages=np.zeros_like(node.usages))
+            for node in problem.nodes
+        ),
+        edges=problem.edges,
+        fans=tuple(
+            replace(fan, costs=fan.costs + price * fan.usages[None, :], usages=np.zeros_like(fan.usages))
+            for fan in problem.fans
+        ),
+    )
+
+
+def _stages_held(execution: Execution) -> float:
+    """Stages over the microbatches that the first one holds: what makes its usage that of a whole model."""
+    return execution.stage_ranks / min(execution.stage_ranks, execution.microbatches)

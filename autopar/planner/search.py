@@ -47,9 +47,9 @@ LIMITED_GAP = 0.005
 """The same where it is one, and proofs are long."""
 PROMISING = 1.1
 """Shapes whose estimate is further than this from the best plan are not planned exactly."""
-LEAST_EXACT, MOST_EXACT, MOST_TRIED = 3, 5, 24
-"""Shapes that are planned exactly: at least, at most once one fits, and in all."""
-NEAR, MOST_NEAR = 1.15, 2
+LEAST_EXACT, MOST_EXACT, MOST_TRIED = 3, 4, 24
+"""Shapes that are planned exactly and fit: at least, and at most; shapes that are planned exactly in all."""
+NEAR, MOST_NEAR = 1.15, 3
 """So many faster shapes, whose estimate is not further than this beyond the limit, are tried too."""
 MOST_ESTIMATES = 12
 """Of the other shapes, so many are told with what they would roughly take."""
@@ -210,18 +210,19 @@ class _Search:
         Of shapes that compute the same the first one that fits is enough, as far as its estimate was right.
         """
         self.estimates = self._estimates(is_thorough=is_thorough)
-        best_s, count = inf, 0
+        best_s, tried, fitting = inf, 0, 0
         sure: dict[object, float] = {}
         for estimate in self.estimates:
             most = MOST_EXACT if estimate.step_s <= PROMISING * best_s else LEAST_EXACT
-            if count >= (most if sure else MOST_TRIED):
+            if fitting >= most or tried >= MOST_TRIED:
                 break
             if estimate.step_s > sure.get(estimate.shape.compute, inf):
                 continue
             found = self._exactly(estimate)
             if found is not None:
-                count += 1
+                tried += 1
                 if found.peak_bytes <= self.limit:
+                    fitting += 1
                     best_s = min(best_s, found.step_s)
                     error = abs(found.step_s - estimate.step_s)
                     sure.setdefault(estimate.shape.compute, estimate.step_s + error)
@@ -231,7 +232,7 @@ class _Search:
             if found is not None:
                 yield found
         is_uncut = any(isinstance(model, Cut) for model in self.models.values())
-        if (is_uncut or not count) and not self.options.pins.needs_stages:
+        if (is_uncut or not tried) and not self.options.pins.needs_stages:
             for axes in candidate_meshes(self.cluster.devices, self.options.pins):
                 yield from self._on_mesh(axes)
 
@@ -418,7 +419,9 @@ def _tried(model: Model, space: Space, solution: Solution, limit: int, pins: Pin
         excess = realized.memory.peak - limit
         return Tried(realized, solution, step_s(realized, space.prices), execution, excess)
     staging = Staging(model.graph, model.types, names, decisions, space.prices, stage_levels(execution, pins))
-    staged, fastest = staging.best(pins, limit), staging.best(pins, UNLIMITED_BYTES)
+    staged = staging.best(pins, limit)
+    is_easy = staged is not None and {stage.recompute for stage in staged.stages} == {execution.recompute}
+    fastest = staged if is_easy else staging.best(pins, UNLIMITED_BYTES)
     assert fastest is not None, "shapes have a schedule, and no more stages than segment calls"
     chosen = staged or fastest
     sharded = replace(
