@@ -115,11 +115,12 @@ def answer(question: Question) -> Phases:
 
     import torch._dynamo  # noqa: F401  what torch.export imports at its first call
 
+    from autopar.capture.precision import capture_in
     from autopar.cli.main import OBJECTS_BETWEEN_COLLECTIONS
     from autopar.clusters import cluster_named
     from autopar.models import parse_model
     from autopar.plan.files import write_plan
-    from autopar.planning import PlanOptions, capture_in, plan_graph
+    from autopar.planning import PlanOptions, plan_graph
     from autopar.report.text import summary
 
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)

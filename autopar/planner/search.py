@@ -36,7 +36,7 @@ from autopar.planner.step import step_s
 from cost_models.cluster import Cluster
 from solver import Solution, Status, evaluate, solve
 
-__all__ = ["Found", "Options", "Tried", "search"]
+__all__ = ["Found", "Options", "Search", "Tried", "search"]
 
 TIGHTENINGS = 4
 """How often the limit on kept bytes is lowered until the whole peak fits."""
@@ -139,11 +139,11 @@ def search(graph: Graph, cluster: Cluster, options: Options) -> Found:
     start_s = time.perf_counter()
     facts = Facts(cluster.devices, batch_size(graph), sequences_of(graph), len(graph.calls))
     check_pins(facts, options.pins)
-    return _Search(graph, cluster, options).run(start_s)
+    return Search(graph, cluster, options).run(start_s)
 
 
 @dataclass
-class _Search:
+class Search:
     """One search: what it was asked, and what it has worked out so far."""
 
     graph: Graph
@@ -218,7 +218,7 @@ class _Search:
                 break
             if estimate.step_s > sure.get(estimate.shape.compute, inf):
                 continue
-            found = self._exactly(estimate)
+            found = self.exactly(estimate)
             if found is not None:
                 tried += 1
                 if found.peak_bytes <= self.limit:
@@ -228,7 +228,7 @@ class _Search:
                     sure.setdefault(estimate.shape.compute, estimate.step_s + error)
                 yield found
         for estimate in self._nearly_fitting(best_s):
-            found = self._exactly(estimate)
+            found = self.exactly(estimate)
             if found is not None:
                 yield found
         is_uncut = any(isinstance(model, Cut) for model in self.models.values())
@@ -247,11 +247,11 @@ class _Search:
 
     def _estimates(self, *, is_thorough: bool) -> list[Estimate]:
         """What every shape would roughly take, the best first."""
-        chains = self._chains(is_thorough=is_thorough) or self._chains(is_thorough=True)
+        chains = self.chains(is_thorough=is_thorough) or self.chains(is_thorough=True)
         batch, pins = batch_size(self.graph), self.options.pins
         return Estimator(self.cluster, batch, self.limit, pins, self._sliced).best(chains)
 
-    def _chains(self, *, is_thorough: bool) -> list[tuple[Shape, ...]]:
+    def chains(self, *, is_thorough: bool) -> list[tuple[Shape, ...]]:
         """Shapes that the pins allow; those that nobody would choose unless they are all that is left, if asked."""
         calls, pins = self.whole.graph.calls, self.options.pins
         blocks = sum(1 for call in calls if call.module) or 1
@@ -283,7 +283,7 @@ class _Search:
         model = self._model(count)
         return model if isinstance(model, Cut) else (model.graph, model.types)
 
-    def _exactly(self, estimate: Estimate) -> Tried | None:
+    def exactly(self, estimate: Estimate) -> Tried | None:
         """The best plan of a shape, every operator free; None where there is none as pinned."""
         shape = estimate.shape
         model = self._model(shape.execution.microbatches)
