@@ -337,7 +337,7 @@ class Estimator:
     def _kernel(self, key: KernelKey, shape: Shape) -> Kernel | None:
         if key not in self.kernels:
             posed = self._posed(shape, replace(key, memory_share=0.0))
-            self.kernels[key] = posed and self._solved(posed, key)
+            self.kernels[key] = self._solved(posed, key) if posed else None
         return self.kernels[key]
 
     def _posed(self, shape: Shape, key: KernelKey) -> Posed | None:
