@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PlanOptions", "check_model", "check_options", "generate_program", "plan_graph", "plan_model"]
 
+OBJECTIVES = ("time", "memory", "throughput-per-device")
+"""What a plan may be best at."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
@@ -40,6 +43,8 @@ class PlanOptions:
     precision: str = "fp32"
     source: str = ""
     """MODEL as written on the command line, for the plan to repeat."""
+    objective: str = "time"
+    """``time``, ``memory`` or ``throughput-per-device``."""
     compile: bool | None = None
     """Whether blocks and the loss head go through ``torch.compile``; on GPUs, not on CPUs, where None."""
 
@@ -74,14 +79,18 @@ def check_options(options: PlanOptions) -> Pins:
         raise PinError(f"optimizer '{options.optimizer}' is unknown: known are {', '.join(OPTIMIZERS)}")
     if options.precision not in PRECISIONS:
         raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(PRECISIONS)}")
+    if options.objective not in OBJECTIVES:
+        raise PinError(f"objective '{options.objective}' is unknown: known are {', '.join(OBJECTIVES)}")
     return pins
 
 
 def _plan(graph: Graph, cluster: Cluster, options: PlanOptions, pins: Pins) -> Plan:
-    from autopar.planner.search import Options, search
+    from autopar.planner.objectives import search_for
+    from autopar.planner.search import Options
 
     is_compiled = cluster.device.kind == "cuda" if options.compile is None else options.compile
-    found = search(graph, cluster, Options(pins, options.memory_bytes, is_compiled=is_compiled))
+    asked = Options(pins, options.memory_bytes, is_compiled=is_compiled)
+    found, cluster = search_for(options.objective, graph, cluster, asked)
     question = Question(
         source=options.source,
         fingerprint=fingerprint(graph),

@@ -19,6 +19,7 @@ __all__ = [
     "joined_path",
     "mesh_axes",
     "parse_cluster",
+    "smaller_clusters",
 ]
 
 _FORM = re.compile(
@@ -55,6 +56,27 @@ def parse_cluster(text: str) -> Cluster:
     nodes, per_node = _shape(text, form["nodes"], int(form["devices"]), profile)
     inter = profile.inter if form["gbit"] is None else _network(float(form["gbit"]), profile.inter, text)
     return Cluster(text, profile.device, nodes, per_node, profile.intra, inter)
+
+
+def smaller_clusters(cluster: Cluster) -> list[Cluster]:
+    """Parts of a cluster, largest first: fewer nodes, whose number divides its own, then fewer devices of one node."""
+    nodes = [count for count in range(cluster.nodes - 1, 0, -1) if cluster.nodes % count == 0]
+    per_node = cluster.devices_per_node
+    sizes = [(count, per_node) for count in nodes]
+    sizes += [(1, count) for count in range(per_node - 1, 0, -1) if per_node % count == 0]
+    return [
+        replace(cluster, name=_resized(cluster.name, *size), nodes=size[0], devices_per_node=size[1])
+        for size in sizes
+    ]
+
+
+def _resized(name: str, nodes: int, devices: int) -> str:
+    """The name with other numbers, where it has any."""
+    form = _FORM.fullmatch(name)
+    if form is None:
+        return name
+    network = f"@{form['gbit']}Gbps" if form["gbit"] else ""
+    return f"{form['device']}:{nodes}x{devices}{network}"
 
 
 def _profile(device: str, text: str) -> Profile:

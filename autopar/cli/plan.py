@@ -43,6 +43,12 @@ def plan(
     pin: Annotated[
         str, typer.Option(help="Choices taken out of the search: tp=2,dp_shard=4,zero=3.", show_default=False)
     ] = "",
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="time, memory (the smallest peak), or throughput-per-device (on fewer devices where that pays)."
+        ),
+    ] = "time",
     compile_program: Annotated[
         bool | None,
         typer.Option(
@@ -59,7 +65,7 @@ def plan(
         bool, typer.Option("--cache/--no-cache", help="Answer from plans that were made before.")
     ] = True,
 ) -> None:
-    """Find the fastest plan to train MODEL on a cluster."""
+    """Find the fastest plan to train MODEL on a cluster, or the one best by another objective."""
     memory_bytes = parse_bytes(memory) if memory is not None else None
     _check_place(output)
     from autopar.clusters import cluster_named
@@ -73,6 +79,7 @@ def plan(
         "precision": precision,
         "memory": memory_bytes,
         "pin": pin,
+        "objective": objective,
         "compile": compile_program,
     }
     key = question_key(model, question) if cache else None
@@ -81,7 +88,15 @@ def plan(
         from autopar.plan.files import format_plan
         from autopar.planning import PlanOptions, check_options
 
-        options = PlanOptions(pin, memory_bytes, optimizer, precision, source=model, compile=compile_program)
+        options = PlanOptions(
+            pin,
+            memory_bytes,
+            optimizer,
+            precision,
+            source=model,
+            objective=objective,
+            compile=compile_program,
+        )
         check_options(options)
         found = _plan(devices, options, global_batch, seq_len)
         if key is not None:
@@ -136,7 +151,8 @@ def _write(found: Plan, cluster: Cluster, output: Path | None, *, as_json: bool)
         return
     from autopar.report.text import summary
 
-    print_result(summary(found, cluster=cluster))
+    is_whole = found.cluster.name == cluster.name
+    print_result(summary(found, cluster=cluster if is_whole else None))
     if output is None:
         log("the plan is not saved: add -o plan.json to keep it, or --json to print it")
     else:
