@@ -347,7 +347,7 @@ class Estimator:
         made = self.sliced(self.batch // key.sequences)
         if isinstance(made, Cut):
             return self.posed.setdefault(key, None)
-        ranks = (MeshAxis(key.cp, REPLICATE, "cp"), MeshAxis(key.tp, MODEL, "tp"))
+        ranks = (MeshAxis(key.cp, REPLICATE, "cp"), MeshAxis(key.tp, MODEL))
         # As for several microbatches: gradients are held beside activations.
         rest = self.cluster.devices // (key.cp * key.tp)
         execution = Execution(shape.execution.is_compiled, key.recompute, 2, 0, rest)

@@ -144,7 +144,7 @@ def test_a_loss_outside_of_the_model_is_refused(pins: str, pool: GlooPool) -> No
 
 def test_stages_need_segments(pool: GlooPool) -> None:
     for message in pool.run(_refused, "OneBlock", STAGES):
-        assert "cannot make the stages of 2 pipeline ranks" in message
+        assert "2 pipeline ranks are 2 stages, but the model has 1 segment" in message
 
 
 def _drop_out(pins: str) -> tuple[float, float]:
