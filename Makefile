@@ -4,7 +4,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 
 # Slow tests that `make test` runs too; the others (every parity case, every rule at every size) are for `make test-all`.
-SLOW := tests/autopar/cli tests/autopar/measure tests/autopar/planner tests/autopar/runtime tests/autopar/test_parallelize.py \
+SLOW := tests/autopar/cli tests/autopar/measure tests/autopar/runtime tests/autopar/test_parallelize.py \
 	tests/examples tests/notebooks tests/solver
 
 .PHONY: demo test test-fast test-all lint format notebook clean

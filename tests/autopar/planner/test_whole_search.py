@@ -30,7 +30,7 @@ MODELS = (
 )
 CLUSTERS = ("cpu:2", "cpu:3", "cpu:4", "h100:2", "h100:4", "h100:2x2", "v100:2x2", "a100:3")
 INSTANCES = 52
-QUICK = 6
+QUICK = 8
 AS_LEAN_AS_ESTIMATED = 0.02
 """Memory price of strategies on stages, as in most estimates."""
 
