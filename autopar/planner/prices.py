@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from autopar.capture.graph import Ref, Value
+from autopar.capture.graph import Graph, Ref, Value
 from autopar.planner.execution import Execution
 from autopar.planner.flow import Flow
 from autopar.planner.fusion import Fusion
@@ -21,6 +21,7 @@ from autopar.planner.labels import BATCH
 from autopar.planner.mesh import SHARD, MeshAxis
 from autopar.planner.operators import PlannedType
 from autopar.planner.regions import execution_of
+from autopar.planner.tensors import Tensor, tensors_of
 from autopar.shardings.calls import Call
 from autopar.shardings.conversion import ConversionTable, Step, conversion_table
 from autopar.shardings.placement import Layout, local_shape, shard
@@ -125,13 +126,9 @@ class Prices:
         """What a segment keeps for its backward."""
         return self.fusion(planned).kept
 
-    def kept_across(self, types: Mapping[str, PlannedType]) -> dict[str, frozenset[str]]:
-        """Storages that live from forward to backward, by segment type."""
-        return {name: self.kept(planned).across for name, planned in types.items()}
-
-    def converted_again(self, types: Mapping[str, PlannedType]) -> dict[str, frozenset[str]]:
-        """Values whose conversions are repeated before the backward, by segment type."""
-        return {name: self.kept(planned).converted_again for name, planned in types.items()}
+    def tensors(self, graph: Graph, types: Mapping[str, PlannedType]) -> tuple[Tensor, ...]:
+        """Every tensor of ``graph``, with what its segments keep as its program runs."""
+        return tensors_of(graph, {name: self.kept(planned) for name, planned in types.items()})
 
     def operator(
         self, call: Call, operands: Sequence[Layout], results: Sequence[Layout], planned: PlannedType

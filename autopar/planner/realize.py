@@ -19,7 +19,7 @@ from autopar.planner.memory import (
 from autopar.planner.operators import PlannedOperator, PlannedType
 from autopar.planner.peak import buffer_bytes, peak_of, resting_allocation
 from autopar.planner.prices import OperatorPrice, Prices
-from autopar.planner.tensors import ParameterGroup, Tensor, parameter_groups, tensors_of
+from autopar.planner.tensors import ParameterGroup, Tensor, parameter_groups
 from autopar.shardings.placement import REPLICATE, Layout, format_layout, is_legal
 from autopar.shardings.sharded import Conversion, NamedAxis, ShardedGraph, Stage
 from autopar.shardings.strategy import Strategy, combined, divides
@@ -67,7 +67,7 @@ def realize(
     """
     axes = tuple(NamedAxis(name, axis.size, axis.kind) for name, axis in zip(names, prices.axes, strict=True))
     strategies = _strategies(types, names, decisions, prices)
-    tensors = tensors_of(graph, prices.kept_across(types), prices.converted_again(types))
+    tensors = prices.tensors(graph, types)
     conversions = tuple(_conversions(tensors, strategies, decisions, prices, names))
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     operators = {
@@ -155,10 +155,7 @@ def memory_of(
     prices: Prices,
 ) -> Memory:
     """Memory of a device that runs all calls of ``graph``, one microbatch of it in flight."""
-    tensors, groups = (
-        tensors_of(graph, prices.kept_across(types), prices.converted_again(types)),
-        parameter_groups(graph),
-    )
+    tensors, groups = prices.tensors(graph, types), parameter_groups(graph)
     versions = {p: tuple(_wanted(t, strategies, decisions, prices)) for p, t in enumerate(tensors)}
     resting = decisions.parameters
     peak = peak_of(graph, types, tensors, versions, groups, resting, strategies, prices)

@@ -19,7 +19,6 @@ from autopar.planner.tensors import (
     Tensor,
     parameter_groups,
     resting_placement,
-    tensors_of,
 )
 from autopar.shardings.placement import REPLICATE, Layout, Placement, is_legal
 from autopar.shardings.strategy import AxisChoice, Strategy, combined, divides
@@ -69,10 +68,7 @@ def search_space(
     graph: Graph, types: Mapping[str, PlannedType], prices: Prices, keep: Keep | None = None
 ) -> Space:
     """All candidates of all items of ``graph`` on a mesh; of operators those that ``keep`` keeps."""
-    tensors, groups = (
-        tensors_of(graph, prices.kept_across(types), prices.converted_again(types)),
-        parameter_groups(graph),
-    )
+    tensors, groups = prices.tensors(graph, types), parameter_groups(graph)
     counts = {name: sum(call.type == name for call in graph.calls) for name in types}
     items: dict[Item, tuple[Candidate, ...]] = {}
     for name, planned in types.items():

@@ -16,7 +16,7 @@ from autopar.planner.memory import Memory
 from autopar.planner.operators import PlannedType
 from autopar.planner.partition import CallCost, partition
 from autopar.planner.pins import Pins
-from autopar.planner.prices import Prices
+from autopar.planner.prices import Known, Prices
 from autopar.planner.realize import Realized, memory_of, realize
 from autopar.planner.schedules import schedules
 from autopar.planner.tensors import parameter_groups
@@ -70,9 +70,9 @@ class Staging:
     def _prices_at(self, level: str) -> Prices:
         if level == self.prices.execution.recompute:
             return self.prices
-        return Prices(
-            self.prices.cluster, self.prices.axes, execution=replace(self.prices.execution, recompute=level)
-        )
+        known = Known(tables=self.prices.known.tables, steps=self.prices.known.steps)
+        execution = replace(self.prices.execution, recompute=level)
+        return Prices(self.prices.cluster, self.prices.axes, known, execution)
 
     def best(self, pins: Pins, limit_bytes: int) -> Staged | None:
         """The fastest stages and schedule that fit; None where none do."""

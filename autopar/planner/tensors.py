@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autopar.capture.graph import Graph, SegmentType, Value, full_name
+from autopar.planner.kept import Kept
 from autopar.shardings.calls import references
 from autopar.shardings.placement import REPLICATE, REPLICATE_PARTIAL, Placement
 
@@ -146,14 +147,8 @@ def _producers_within(segment: SegmentType) -> dict[str, tuple[Item, int]]:
     return made
 
 
-def tensors_of(
-    graph: Graph, kept: Mapping[str, frozenset[str]], again: Mapping[str, frozenset[str]]
-) -> tuple[Tensor, ...]:
-    """Every tensor with a use, in execution order of the folded model.
-
-    By segment type, ``kept`` names the storages that live from the forward to the backward, and ``again`` the
-    values whose conversions are repeated before it.
-    """
+def tensors_of(graph: Graph, kept: Mapping[str, Kept]) -> tuple[Tensor, ...]:
+    """Every tensor with a use, in execution order of the folded model; ``kept`` by segment type."""
     types = {segment.name: segment for segment in graph.types}
     calls = Counter(call.type for call in graph.calls)
     readers = {name: _uses_within(segment) for name, segment in types.items()}
@@ -171,13 +166,13 @@ def tensors_of(
                         tuple(readers[segment.name][name]),
                         count,
                         ((segment.name, name),),
-                        distinct if name in kept[segment.name] else 0,
-                        name in again[segment.name],
+                        distinct if name in kept[segment.name].across else 0,
+                        name in kept[segment.name].converted_again,
                     )
                 )
     for group in parameter_groups(graph):
         uses = tuple(use for type_name, name in group.places for use in readers[type_name].get(name, ()))
-        repeats = any(name in again[type_name] for type_name, name in group.places)
+        repeats = any(name in kept[type_name].converted_again for type_name, name in group.places)
         tensors.append(
             Tensor(group.value, group.item, 0, uses, group.uses_per_step, group.places, 0, repeats)
         )

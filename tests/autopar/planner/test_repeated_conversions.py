@@ -40,7 +40,7 @@ def converted_again(level: str, *, is_compiled: bool) -> frozenset[str]:
     graph = without_biases(capture_in("bf16", built.module, built.args, built.kwargs))
     execution = Execution(is_compiled=is_compiled, recompute=level)
     prices = Prices(cluster_named("a100:4"), (MeshAxis(4, MODEL),), execution=execution)
-    return prices.converted_again(planned_types(graph))[BLOCK]
+    return prices.kept(planned_types(graph)[BLOCK]).converted_again
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
