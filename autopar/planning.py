@@ -16,7 +16,7 @@ from autopar.capture.graph import Graph
 from autopar.clusters import cluster_of_plan, profile_lines
 from autopar.codegen.program import program_source
 from autopar.errors import PinError, PlanMismatchError
-from autopar.plan.schema import OPTIMIZERS, PRECISIONS, Plan
+from autopar.plan.schema import OBJECTIVES, OPTIMIZERS, PRECISIONS, Plan
 from autopar.planner.assemble import Question, make_plan
 from autopar.planner.pins import Pins, parse_pins
 from autopar.planner.restore import restore
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["PlanOptions", "check_model", "check_options", "generate_program", "plan_graph", "plan_model"]
-
-OBJECTIVES = ("time", "memory", "throughput-per-device")
-"""What a plan may be best at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +72,11 @@ def plan_graph(graph: Graph, cluster: Cluster, options: PlanOptions) -> Plan:
 def check_options(options: PlanOptions) -> Pins:
     """The pins among the options. Raises ``PinError`` naming an option that nobody knows."""
     pins = parse_pins(options.pins)
-    if options.optimizer not in OPTIMIZERS:
-        raise PinError(f"optimizer '{options.optimizer}' is unknown: known are {', '.join(OPTIMIZERS)}")
-    if options.precision not in PRECISIONS:
-        raise PinError(f"precision '{options.precision}' is unknown: known are {', '.join(PRECISIONS)}")
-    if options.objective not in OBJECTIVES:
-        raise PinError(f"objective '{options.objective}' is unknown: known are {', '.join(OBJECTIVES)}")
+    known = {"optimizer": OPTIMIZERS, "precision": PRECISIONS, "objective": OBJECTIVES}
+    for name, legal in known.items():
+        value = getattr(options, name)
+        if value not in legal:
+            raise PinError(f"{name} '{value}' is unknown: known are {', '.join(legal)}")
     return pins
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 __all__ = [
     "FORMAT",
+    "OBJECTIVES",
     "OPTIMIZERS",
     "PRECISIONS",
     "CandidateEntry",
@@ -37,6 +38,8 @@ FORMAT = "autopar-plan/1"
 PRECISIONS = ("fp32", "bf16", "fp16")
 """Of activations and of parameters in use; parameters rest in float32."""
 OPTIMIZERS = ("adamw",)
+OBJECTIVES = ("time", "memory", "throughput-per-device")
+"""What a plan may be the best by."""
 
 Json = Any
 """Any JSON value."""

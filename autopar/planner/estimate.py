@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import pairwise
 from math import inf
 
@@ -26,13 +26,13 @@ from autopar.planner.partition import CallCost
 from autopar.planner.pins import Pins
 from autopar.planner.prices import MASTER_BYTES, Known, Prices
 from autopar.planner.problem import priced, solver_problem
-from autopar.planner.schedules import schedules
+from autopar.planner.schedules import in_flight_by_rank, schedules
 from autopar.planner.shapes import Chain, Shape
 from autopar.planner.space import Space, search_space
 from autopar.planner.staging import Staging
 from cost_models.cluster import Cluster
 from cost_models.collectives import send_s
-from cost_models.schedules import microbatches_in_flight, pipeline_s
+from cost_models.schedules import pipeline_s
 from solver import Problem, solve
 
 __all__ = ["Estimate", "Estimator"]
@@ -240,8 +240,9 @@ class Estimator:
         return found.peak_bytes > HOPELESS * self.limit_bytes or found.step_s > self.best_s
 
     def _estimate(self, shape: Shape, kernel: Kernel, times: Times = Times()) -> Estimate:
+        prices = self._data_prices(shape)
         found = [
-            self._scheduled(shape, kernel, times, schedule, chunks)
+            self._scheduled(shape, kernel, times, prices, schedule, chunks)
             for schedule, chunks in self._schedules(shape, len(kernel.calls))
         ]
         return min(
@@ -250,10 +251,12 @@ class Estimator:
             default=Estimate(shape, inf, inf),
         )
 
-    def _scheduled(self, shape: Shape, kernel: Kernel, times: Times, schedule: str, chunks: int) -> Estimate:
+    def _scheduled(
+        self, shape: Shape, kernel: Kernel, times: Times, prices: Prices, schedule: str, chunks: int
+    ) -> Estimate:
         count = shape.execution.microbatches
         ranks = kernel.on(shape.pp, chunks)
-        sends_s = self._sends_s(shape, chunks, times.size * kernel.wire_bytes)
+        sends_s = _sends_s(prices, chunks, times.size * kernel.wire_bytes)
         is_cuda = self.cluster.device.kind == "cuda"
         # On a CPU nothing hides what a rank sends, forward and backward, before and behind.
         seconds = times.seconds * ranks.seconds.sum(1) + (
@@ -268,8 +271,8 @@ class Estimator:
         )
         held = ranks.held_bytes.sum(1)
         heaviest = int(held.argmax())
-        upkeep_s = self._upkeep_s(shape, held[heaviest] / STATE_BYTES, count * seconds[heaviest])
-        in_flight = _in_flight(schedule, shape.pp, count, chunks)
+        upkeep_s = _upkeep_s(prices, held[heaviest] / STATE_BYTES, count * seconds[heaviest])
+        in_flight = np.array(in_flight_by_rank(schedule, shape.pp, count, chunks))
         peak_bytes = self._peak_bytes(shape, ranks, times.size, in_flight)
         return Estimate(shape, float(pipeline + upkeep_s), peak_bytes, schedule if shape.pp > 1 else "")
 
@@ -277,13 +280,6 @@ class Estimator:
         if shape.pp == 1:
             return [("gpipe", 1)]
         return list(schedules(self.pins, shape.pp, shape.execution.microbatches, segments))
-
-    def _sends_s(self, shape: Shape, chunks: int, wire_bytes: float) -> Array:
-        """One microbatch's activations from each pipeline rank to the next, from the last to the first if need be."""
-        if shape.pp == 1:
-            return np.zeros(1)
-        sends = [send_s(wire_bytes, link) for link in self._data_prices(shape).stage_links]
-        return np.array([*sends[:-1], sends[-1] if chunks > 1 else 0.0])
 
     def _peak_bytes(self, shape: Shape, ranks: Ranks, size: float, in_flight: Array) -> float:
         """On the fullest pipeline rank, in the backward of some call, ``size`` times the kernel's sequences at a time.
@@ -311,13 +307,6 @@ class Estimator:
         device, kernel_axes = self.cluster.device, (shape.cp > 1) + (shape.tp > 1)
         data_axes = (shape.dp_replicate > 1) + (shape.dp_shard > 1)
         return device_overhead(device, kernel_axes + data_axes) - device_overhead(device, kernel_axes)
-
-    def _upkeep_s(self, shape: Shape, parameters: float, compute_s: float) -> float:
-        """The optimizer, and what sticks out of gathers and gradient sums beside compute."""
-        prices = self._data_prices(shape)
-        traffic = prices.gradient_sync_s(MASTER_BYTES * parameters) + prices.gather_s(2 * parameters)
-        hidden = min(traffic, compute_s) if self.cluster.device.kind == "cuda" else 0.0
-        return prices.optimizer_s(parameters) + traffic - hidden
 
     def _data_prices(self, shape: Shape) -> Prices:
         rests_sharded = shape.execution.zero > 0
@@ -373,19 +362,19 @@ class Estimator:
         return Kernel(staging.costs, max(wires, default=0.0))
 
 
-@cache
-def _in_flight(schedule: str, ranks: int, microbatches: int, chunks: int) -> Array:
-    """Microbatches that each rank holds at its fullest moment."""
-    if ranks == 1:
-        return np.ones(1)
-    return np.array(
-        [
-            microbatches_in_flight(
-                schedule, stages=ranks, stage=rank, microbatches=microbatches, chunks=chunks
-            )
-            for rank in range(ranks)
-        ]
-    )
+def _sends_s(prices: Prices, chunks: int, wire_bytes: float) -> Array:
+    """One microbatch's activations from each pipeline rank to the next, from the last to the first if need be."""
+    if prices.execution.stage_ranks == 1:
+        return np.zeros(1)
+    sends = [send_s(wire_bytes, link) for link in prices.stage_links]
+    return np.array([*sends[:-1], sends[-1] if chunks > 1 else 0.0])
+
+
+def _upkeep_s(prices: Prices, parameters: float, compute_s: float) -> float:
+    """The optimizer, and what sticks out of gathers and gradient sums beside compute."""
+    traffic = prices.gradient_sync_s(MASTER_BYTES * parameters) + prices.gather_s(2 * parameters)
+    hidden = min(traffic, compute_s) if prices.cluster.device.kind == "cuda" else 0.0
+    return prices.optimizer_s(parameters) + traffic - hidden
 
 
 def _ranks(shape: Shape) -> tuple[int, ...]:

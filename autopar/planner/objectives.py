@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from autopar.capture.graph import Graph
@@ -25,12 +24,12 @@ def search_for(objective: str, graph: Graph, cluster: Cluster, options: Options)
     that needs no more. ``throughput-per-device``: the most work a device and second, on all devices or fewer.
     Raises as ``search`` does.
     """
-    searches: dict[str, Callable[[Graph, Cluster, Options], tuple[Found, Cluster]]] = {
-        "time": lambda *question: (search(*question), cluster),
-        "memory": lambda *question: (_leanest(*question), cluster),
-        "throughput-per-device": _busiest,
-    }
-    return searches[objective](graph, cluster, options)
+    match objective:
+        case "memory":
+            return _leanest(graph, cluster, options), cluster
+        case "throughput-per-device":
+            return _busiest(graph, cluster, options)
+    return search(graph, cluster, options), cluster
 
 
 def _leanest(graph: Graph, cluster: Cluster, options: Options) -> Found:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from autopar.planner.pins import Pins
-from cost_models.schedules import microbatches_per_round
+from cost_models.schedules import microbatches_in_flight, microbatches_per_round
 
-__all__ = ["runs", "schedules"]
+__all__ = ["in_flight_by_rank", "runs", "schedules"]
 
 CHUNKS = (2, 4)
 """Stages of one rank that are tried with interleaved schedules."""
@@ -42,3 +43,14 @@ def runs(schedule: str, ranks: int, microbatches: int) -> bool:
         return microbatches >= ranks
     is_round = microbatches % microbatches_per_round(ranks, microbatches) == 0
     return schedule == "gpipe" or is_round
+
+
+@cache
+def in_flight_by_rank(schedule: str, ranks: int, microbatches: int, chunks: int) -> tuple[float, ...]:
+    """Microbatches that each pipeline rank holds at its fullest moment; one without a pipeline."""
+    if ranks == 1:
+        return (1.0,)
+    return tuple(
+        microbatches_in_flight(schedule, stages=ranks, stage=rank, microbatches=microbatches, chunks=chunks)
+        for rank in range(ranks)
+    )

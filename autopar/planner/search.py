@@ -112,11 +112,6 @@ class Found:
     estimates: tuple[Estimate, ...] = ()
     """Of other shapes that fit, the best of all that compute the same, fastest first."""
 
-    @property
-    def lower_bound_s(self) -> float:
-        """No plan in the space searched has a smaller objective."""
-        return min(tried.solution.lower_bound for tried in (self.best, *self.runner_ups))
-
 
 @dataclass(frozen=True, slots=True)
 class Model:

@@ -17,7 +17,7 @@ from autopar.planner.labels import BATCH, SEQUENCE
 from autopar.planner.mesh import MODEL, REPLICATE, SHARD, MeshAxis
 from autopar.planner.pins import Pins
 from autopar.planner.schedules import schedules
-from autopar.planner.splits import divisors, splits
+from autopar.planner.splits import Split, divisors, splits
 from cost_models.cluster import Cluster
 
 __all__ = ["Chain", "Shape", "has_schedule", "shapes"]
@@ -79,18 +79,16 @@ def shapes(
     Those that are ``is_thorough`` only are hopeless beside the others, but pins may leave nothing else.
     """
     levels = (pins.recompute,) if pins.recompute else RECOMPUTE_LEVELS
-    found = _all_splits(cluster, batch, pins) if is_thorough else _splits(cluster, batch, blocks, pins)
-    for pp, dp_replicate, dp_shard, cp, tp in found:
-        if pins.needs_stages and pp == 1:
+    found = splits(cluster.devices, pins) if is_thorough else _usual_splits(cluster, batch, blocks, pins)
+    for split in found:
+        if not _suits(split, batch, pins):
             continue
-        sequences = batch // (dp_replicate * dp_shard)
-        for count in _counts(sequences, pp, pins, is_thorough=is_thorough):
+        ranks = (split.pp, split.dp_replicate, split.dp_shard, split.cp, split.tp)
+        for count in _counts(batch // split.data_ranks, split.pp, pins, is_thorough=is_thorough):
             for recompute in levels:
                 chain = tuple(
-                    Shape(
-                        pp, dp_replicate, dp_shard, cp, tp, Execution(is_compiled, recompute, count, zero, pp)
-                    )
-                    for zero in _zero_levels(dp_shard, cp, count, pins)
+                    Shape(*ranks, Execution(is_compiled, recompute, count, zero, split.pp))
+                    for zero in _zero_levels(split.dp_shard, split.cp, count, pins)
                 )
                 if chain:
                     yield chain
@@ -103,29 +101,22 @@ def has_schedule(shape: Shape, pins: Pins, segments: int) -> bool:
     return any(schedules(pins, shape.pp, shape.execution.microbatches, segments))
 
 
-def _all_splits(cluster: Cluster, batch: int, pins: Pins) -> Iterator[tuple[int, int, int, int, int]]:
-    for split in splits(cluster.devices, pins):
-        usual = 1 if pins.zero else split.dp_replicate
-        is_as_pinned = split.dp_replicate == pins.sizes.get("dp_replicate", usual)
-        if is_as_pinned and batch % split.data_ranks == 0:
-            yield split.pp, split.dp_replicate, split.dp_shard, split.cp, split.tp
+def _suits(split: Split, batch: int, pins: Pins) -> bool:
+    """True for splits that divide the batch, have the stages and replicas that pins want, and no others."""
+    usual = 1 if pins.zero else split.dp_replicate
+    is_as_pinned = split.dp_replicate == pins.sizes.get("dp_replicate", usual)
+    return is_as_pinned and batch % split.data_ranks == 0 and (split.pp > 1 or not pins.needs_stages)
 
 
-def _splits(
-    cluster: Cluster, batch: int, blocks: int, pins: Pins
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """(pp, dp_replicate, dp_shard, cp, tp) with the cluster's product."""
+def _usual_splits(cluster: Cluster, batch: int, blocks: int, pins: Pins) -> Iterator[Split]:
+    """Splits with at most a stage per block, tensor ranks within a node, and no more context ranks than need be."""
     devices = cluster.devices
     for pp in _sizes(devices, pins.pp, most=blocks):
         for tp in _sizes(devices // pp, pins.sizes.get("tp"), most=_widest(cluster)):
             rest = devices // (pp * tp)
             for cp in _context_sizes(rest, batch, pins):
                 for dp_shard in _sizes(rest // cp, pins.sizes.get("dp_shard"), most=rest):
-                    dp_replicate = rest // (cp * dp_shard)
-                    usual = 1 if pins.zero else dp_replicate
-                    is_as_pinned = dp_replicate == pins.sizes.get("dp_replicate", usual)
-                    if is_as_pinned and batch % (dp_replicate * dp_shard) == 0:
-                        yield pp, dp_replicate, dp_shard, cp, tp
+                    yield Split(pp, rest // (cp * dp_shard), dp_shard, cp, tp)
 
 
 def _widest(cluster: Cluster) -> int:

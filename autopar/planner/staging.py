@@ -18,13 +18,13 @@ from autopar.planner.partition import CallCost, partition
 from autopar.planner.pins import Pins
 from autopar.planner.prices import Known, Prices
 from autopar.planner.realize import Realized, memory_of, realize
-from autopar.planner.schedules import schedules
+from autopar.planner.schedules import in_flight_by_rank, schedules
 from autopar.planner.tensors import parameter_groups
 from autopar.shardings.placement import local_shape
 from autopar.shardings.sharded import Stage
 from cost_models.collectives import send_s
 from cost_models.dtypes import dtype_bytes
-from cost_models.schedules import microbatches_in_flight, pipeline_s
+from cost_models.schedules import pipeline_s
 
 __all__ = ["Staged", "Staging"]
 
@@ -111,13 +111,7 @@ class Staging:
 
     def _in_flight(self, schedule: str, chunks: int) -> list[float]:
         """Microbatches in flight on each stage, in order; a rank's stages hold its share alike."""
-        per_rank = [
-            microbatches_in_flight(
-                schedule, stages=self.ranks, stage=rank, microbatches=self.microbatches, chunks=chunks
-            )
-            for rank in range(self.ranks)
-        ]
-        return per_rank * chunks
+        return list(in_flight_by_rank(schedule, self.ranks, self.microbatches, chunks)) * chunks
 
     def staged(self, stages: tuple[Stage, ...], schedule: str) -> Staged:
         """What given stages take."""
