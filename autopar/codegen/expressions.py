@@ -17,7 +17,11 @@ from autopar.shardings.placement import Layout, local_shape
 from autopar.shardings.rules import loops_of
 from autopar.shardings.strategy import Strategy
 
-__all__ = ["Site", "expression", "runtime_function"]
+__all__ = ["Site", "expression", "linear_name", "runtime_function"]
+
+ROW_BYTES = 16
+"""Rows of 16-bit products that begin at other bytes are slow on a GPU: see ``autopar.runtime.products``."""
+_SIXTEEN_BITS = {"bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ def runtime_function(site: Site) -> str | None:
         return "cross_entropy"
     if name == "embedding" and _vocabulary_axes(site):
         return "embedding"
+    if name == "linear" and linear_name(site) != "F.linear":
+        return linear_name(site)
     return None
 
 
@@ -233,8 +239,16 @@ def _to(site: Site) -> str:
     return f"{atom(site.operand(0))}.to({', '.join(wanted)})" if wanted else site.operand(0)
 
 
+def linear_name(site: Site) -> str:
+    """The function for a product of ``F.linear`` whose result is that of ``site``."""
+    columns = site.result_shape()[-1] * _SIXTEEN_BITS.get(site.call.result.dtype, 0)
+    return "aligned_linear" if columns % ROW_BYTES else "F.linear"
+
+
 def _linear(site: Site) -> str:
-    return f"F.linear({site.operand(0)}, {site.operand(1)})" if len(site.call.operands) == 2 else _plain(site)
+    if len(site.call.operands) != 2:
+        return _plain(site)
+    return f"{linear_name(site)}({site.operand(0)}, {site.operand(1)})"
 
 
 def _norm(name: str) -> Writer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from autopar.capture.graph import Operator, SegmentType
 from autopar.codegen.conversions import conversion_call
-from autopar.codegen.expressions import Site, expression, runtime_function
+from autopar.codegen.expressions import Site, expression, linear_name, runtime_function
 from autopar.codegen.lines import CODE_WIDTH, Line, statement
 from autopar.codegen.text import attribute, comment, identifier
 from autopar.codegen.user_names import user_names
@@ -263,7 +263,7 @@ def _with_bias(operator: Operator, site: Site, waiting: list[_Pending]) -> str |
     operand, weight = products[0].product or ("", "")
     bias = site.operand(1)
     if products[0].operator.target == "aten.linear.default":
-        return f"F.linear({operand}, {weight}, {bias})"
+        return f"{linear_name(site)}({operand}, {weight}, {bias})"
     return f"torch.addmm({bias}, {operand}, {weight})"
 
 

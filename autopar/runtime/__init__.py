@@ -21,6 +21,7 @@ from autopar.runtime.identity import keep_identity
 from autopar.runtime.mesh import Mesh, init_mesh
 from autopar.runtime.parameter import Parameter
 from autopar.runtime.pipeline import Pipeline, Stage, Wire
+from autopar.runtime.products import aligned_linear
 from autopar.runtime.randomness import seed_ranks
 from autopar.runtime.running import Running, train_on_random_data
 from autopar.runtime.state import (
@@ -42,6 +43,7 @@ __all__ = [
     "Running",
     "Stage",
     "Wire",
+    "aligned_linear",
     "all_gather",
     "all_reduce",
     "all_to_all",
