@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from autopar.models.gpt import GPT
 from autopar.models.llama import Llama
 
@@ -11,7 +13,9 @@ from .trainer import Trainer, adamw
 __all__ = ["build"]
 
 
-def build(plain: GPT | Llama, recipe: Recipe) -> Trainer:
-    """A trainer of ``plain`` where it lies."""
-    model = LanguageModel(plain, recipe, casts=True)
-    return Trainer(model, adamw(plain.parameters()), microbatches=recipe.microbatches)
+def build(plain: GPT | Llama, recipe: Recipe, *, by_autocast: bool = False) -> Trainer:
+    """A trainer of ``plain`` where it lies; with ``by_autocast`` products alone run in the recipe's dtype."""
+    model = LanguageModel(plain, recipe, casts=not by_autocast)
+    device = next(plain.parameters()).device
+    forward = torch.autocast(device.type, recipe.dtype)(model) if by_autocast else model
+    return Trainer(forward, adamw(plain.parameters()), microbatches=recipe.microbatches)
