@@ -33,6 +33,8 @@ class Device:
     """Host time of one call (forward or backward) of a compiled region beside its kernels; 0: unknown."""
     compiled_kernel_s: float = 0.0
     """Host time to issue one kernel from inside a compiled region; 0: unknown."""
+    fresh_bytes_per_s: float = 0.0
+    """Rate at which the system of a CPU hands out pages of a tensor so large that malloc maps it anew; 0: free."""
     kind: str = "cuda"
     """``cuda`` or ``cpu``: which runtime's overheads apply."""
     context_bytes: int = 0

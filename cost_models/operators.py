@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cost_models.curves import MatmulCurve, MemoryCurve
 from cost_models.device import Device
 from cost_models.dtypes import dtype_bytes
 
-__all__ = ["FAMILIES", "Price", "Work", "host_s", "operator_s", "roofline_s"]
+__all__ = ["FAMILIES", "FRESH_FROM_BYTES", "Price", "Work", "operator_s", "roofline_s"]
 
 FAMILIES = (
     "matmul",
@@ -28,13 +28,23 @@ FAMILIES = (
     "log_softmax_backward",
     "strided",
     "join",
+    "rms_norm",
+    "rms_norm_backward",
+    "gelu",
     "copy",
     "optimizer",
     "free",
 )
 """``log_softmax``: a loss run operator by operator; ``strided``: pointwise on a broadcast tensor or on mixed
-dtypes, operator by operator; ``join``: so are parts joined; ``activation``: GELU and other pointwise functions
+dtypes, operator by operator; ``join``: so are parts joined; ``rms_norm``, ``gelu``: so are these computed;
+``activation``: GELU and other pointwise functions
 with real arithmetic; ``free``: views and metadata."""
+
+FRESH_FROM_BYTES = 2**25
+"""Tensors of a CPU from which on their pages are new each time: glibc's DEFAULT_MMAP_THRESHOLD_MAX on 64 bits."""
+_USUAL = {"rms_norm": "norm", "rms_norm_backward": "norm_backward", "gelu": "activation"}
+"""The family of operators whose own one a profile does not know."""
+_IN_PLACE = ("optimizer", "free")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +99,15 @@ class Price:
 
 
 def operator_s(work: Work, device: Device) -> Price:
-    """Device time of ``work``, kernel launches included, host time excluded (``host_s``)."""
+    """Device time of ``work``, kernel launches included; on a CPU, where both are one, host time too."""
     if work.family == "free" or (work.kernels == 0 and not work.moved_bytes):
         return Price(0.0, "measured")
+    price = _price(work, device)
+    return replace(price, seconds=price.seconds + _fresh_s(work, device))
+
+
+def _price(work: Work, device: Device) -> Price:
+    """Without what new pages take."""
     if work.family == "matmul":
         return _matmul_price(work, device)
     if work.family.startswith("attention"):
@@ -99,9 +115,15 @@ def operator_s(work: Work, device: Device) -> Price:
     return _memory_price(work, device)
 
 
-def host_s(work: Work, device: Device) -> float:
-    """Host time to issue ``work`` in eager mode. Runs beside the device, unless the device is the host."""
-    return work.kernels * device.host_dispatch_s if work.family != "free" else 0.0
+def _fresh_s(work: Work, device: Device) -> float:
+    """What the system takes to hand out the pages of a large result, where it does so anew each time."""
+    if not device.fresh_bytes_per_s or work.family in _IN_PLACE:
+        return 0.0
+    written = work.written_bytes / max(work.kernels, 1)
+    if work.family == "matmul" and work.m and work.n:
+        written = float(dtype_bytes(work.dtype) * work.batch * work.m * work.n / max(work.kernels, 1))
+    is_fresh = written >= FRESH_FROM_BYTES
+    return max(work.kernels, 1) * written / device.fresh_bytes_per_s if is_fresh else 0.0
 
 
 def roofline_s(work: Work, device: Device) -> float:
@@ -110,7 +132,8 @@ def roofline_s(work: Work, device: Device) -> float:
 
 
 def _roofline_price(work: Work, device: Device) -> Price:
-    return Price(work.kernels * device.kernel_launch_s + roofline_s(work, device), "roofline")
+    kernel_s = device.kernel_launch_s + (device.host_dispatch_s if device.kind == "cpu" else 0.0)
+    return Price(work.kernels * kernel_s + roofline_s(work, device), "roofline")
 
 
 def _matmul_price(work: Work, device: Device) -> Price:
@@ -165,7 +188,8 @@ def _memory_price(work: Work, device: Device) -> Price:
 
 def _memory_curve(family: str, device: Device) -> MemoryCurve | None:
     """The family's own curve, else its forward's, else the plain elementwise one."""
-    for name in (family, family.removesuffix("_backward"), "elementwise"):
+    usual = _USUAL.get(family, family)
+    for name in (family, usual, usual.removesuffix("_backward"), "elementwise"):
         if name in device.families:
             return device.families[name]
     return None

@@ -20,6 +20,7 @@ _FIGURES = (
     "host_dispatch_s",
     "compiled_call_s",
     "compiled_kernel_s",
+    "fresh_bytes_per_s",
     "context_bytes",
     "communicator_bytes",
     "overlap_slowdown",

@@ -23,6 +23,7 @@ _FIGURES = {
     "host_dispatch_s": float,
     "compiled_call_s": float,
     "compiled_kernel_s": float,
+    "fresh_bytes_per_s": float,
     "context_bytes": int,
     "communicator_bytes": int,
     "overlap_slowdown": float,

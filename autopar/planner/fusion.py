@@ -23,6 +23,7 @@ __all__ = ["Fusion"]
 _PASSES_GRADIENT = ("aten.add.Tensor", "aten.sub.Tensor")
 """The gradient of an operand of the result's shape and dtype is that of the result: no kernel."""
 _JOINS = ("aten.cat.default", "aten.concat.default", "aten.stack.default")
+_OWN_FAMILIES = {"aten.rms_norm.default": "rms_norm", "aten.gelu.default": "gelu"}
 _RANK = ("free", "copy", "elementwise", "reduction", "activation", "norm", "cross_entropy")
 """Families from the least to the most telling one of a group."""
 
@@ -93,6 +94,8 @@ class Fusion:
     def _own_family(self, place: int) -> str:
         """Of a call with a kernel of its own: what is slow unless it is compiled has a family of its own."""
         family, call = self.flow.families[place], self.flow.calls[place]
+        if call.operator.target in _OWN_FAMILIES:
+            return _OWN_FAMILIES[call.operator.target]
         if family == "cross_entropy":
             return "log_softmax"
         if call.operator.target in _JOINS:

@@ -20,6 +20,7 @@ RESTING_BYTES = 4
 """Parameters rest in float32."""
 _BACKWARD = {
     "norm": "norm_backward",
+    "rms_norm": "rms_norm_backward",
     "cross_entropy": "cross_entropy_backward",
     "log_softmax": "log_softmax_backward",
 }

@@ -29,7 +29,7 @@ from autopar.shardings.strategy import Strategy
 from cost_models.cluster import AxisPath, Cluster, Link, joined_path, mesh_axes
 from cost_models.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
 from cost_models.dtypes import dtype_bytes
-from cost_models.operators import Work, host_s, operator_s
+from cost_models.operators import Work, operator_s
 
 __all__ = ["MASTER_BYTES", "Known", "OperatorPrice", "PricedStrategy", "Prices"]
 
@@ -172,15 +172,10 @@ class Prices:
         backward = [operator_s(work, self.cluster.device) for work in kernels.backward]
         known = [price.provenance for price in (*forward, *backward) if price.seconds]
         return OperatorPrice(
-            sum((price.seconds for price in forward), 0.0) + self._issue_s(kernels.forward) + inside_s,
-            sum((price.seconds for price in backward), 0.0) + self._issue_s(kernels.backward),
+            sum((price.seconds for price in forward), 0.0) + inside_s,
+            sum((price.seconds for price in backward), 0.0),
             max(known, key=known.count) if known else "measured",
         )
-
-    def _issue_s(self, works: Sequence[Work]) -> float:
-        """Host time that the device waits for: on a CPU, where both are one."""
-        device = self.cluster.device
-        return sum((host_s(work, device) for work in works), 0.0) if device.kind == "cpu" else 0.0
 
     def table(self, value: Value, layouts: frozenset[Layout], *, runs_again: bool = False) -> ConversionTable:
         """Cheapest conversions of a value among the layouts that somebody yields or wants.
@@ -234,22 +229,18 @@ class Prices:
             case "nothing":
                 return 0.0
             case "all_gather":
-                return all_gather_s(after, path) + self._host_s()
+                return all_gather_s(after, path)
             case "reduce_scatter":
-                return reduce_scatter_s(before, path) + self._host_s()
+                return reduce_scatter_s(before, path)
             case "all_reduce":
-                return all_reduce_s(before, path) + self._host_s()
+                return all_reduce_s(before, path)
             case "all_to_all":
-                return all_to_all_s(before, path) + self._host_s()
+                return all_to_all_s(before, path)
             case "slice" | "share" | "pad":
                 small = min(before, after)
                 copy = Work("copy", 0.0, small, max(small, after), "float32")
                 return self._price(Kernels((copy,), ())).forward_s
         raise AssertionError(f"unknown collective {name}")
-
-    def _host_s(self) -> float:
-        device = self.cluster.device
-        return device.host_dispatch_s if device.kind == "cpu" else 0.0
 
     @cached_property
     def data_path(self) -> AxisPath | None:

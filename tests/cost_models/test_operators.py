@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models.cluster import parse_cluster
-from cost_models.operators import FAMILIES, Work, host_s, operator_s, roofline_s
+from cost_models.operators import FAMILIES, FRESH_FROM_BYTES, Work, operator_s, roofline_s
 from cost_models.profiles import builtin_profile, profile_names
 
 
@@ -105,7 +105,6 @@ def test_views_are_free() -> None:
     h100 = builtin_profile("h100").device
     view = Work("free", 0, 0, 0, "float32")
     assert operator_s(view, h100).seconds == 0.0
-    assert host_s(view, h100) == 0.0
 
 
 def test_unknown_shapes_are_priced_as_a_cube_of_equal_flops() -> None:
@@ -130,7 +129,32 @@ def test_negative_or_unknown_work_cannot_be_built() -> None:
         Work("copy", 0, -1, 0, "float32")
 
 
-def test_eager_host_time_counts_kernels() -> None:
-    cluster = parse_cluster("h100:1")
-    work = Work("elementwise", 0, 4, 4, "float32", kernels=3)
-    assert host_s(work, cluster.device) == 3 * cluster.device.host_dispatch_s
+def test_a_cpu_issues_itself_what_no_curve_describes() -> None:
+    cpu = replace(builtin_profile("cpu").device, families={})
+    work = Work("elementwise", 0, 0, 0, "float32", kernels=3)
+    seconds = operator_s(work, cpu).seconds
+    assert seconds == pytest.approx(3 * (cpu.kernel_launch_s + cpu.host_dispatch_s))
+
+
+def test_a_large_new_tensor_of_a_cpu_costs_its_pages() -> None:
+    free = replace(builtin_profile("cpu").device, fresh_bytes_per_s=0.0)
+    paid = replace(free, fresh_bytes_per_s=2e9)
+
+    def pages_s(work: Work) -> float:
+        return operator_s(work, paid).seconds - operator_s(work, free).seconds
+
+    assert pages_s(Work("copy", 0, 1e9, FRESH_FROM_BYTES, "float32")) == pytest.approx(FRESH_FROM_BYTES / 2e9)
+    assert pages_s(Work("copy", 0, 1e9, FRESH_FROM_BYTES - 1, "float32")) == 0.0
+    assert pages_s(Work("optimizer", 0, 1e9, 1e9, "float32")) == 0.0
+    assert pages_s(product(4096, 4096, 64, "float32")) == pytest.approx(4 * 4096**2 / 2e9)
+
+
+def test_an_operator_s_own_family_falls_back_to_its_usual_one() -> None:
+    h100 = builtin_profile("h100").device
+    for family, usual in (
+        ("rms_norm", "norm"),
+        ("rms_norm_backward", "norm_backward"),
+        ("gelu", "activation"),
+    ):
+        works = [Work(name, 0, 1e8, 1e8, "bfloat16") for name in (family, usual)]
+        assert operator_s(works[0], h100) == operator_s(works[1], h100)
