@@ -18,6 +18,12 @@ from .worker import Job, Jobs
 
 __all__ = ["Asked", "run_plans"]
 
+GRACE_S = 60.0
+"""How long the last entry may take after no other may start."""
+STOP_S = 15.0
+"""How long torchrun may take to end its workers."""
+STUCK = 124
+"""Exit code of processes that took too long."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -109,7 +115,7 @@ def _launch(jobs: list[Job], index: dict[str, Any], asked: Asked, rows_file: Pat
             jobs,
         )
         file.write_text(json.dumps(asdict(request)))
-        code = subprocess.run(_command(index["devices"], file), env=_environment()).returncode
+        code = _run(_command(index["devices"], file), ends_at_s + GRACE_S)
     rows = _read(rows_file)
     if code and not any("error" in row for row in rows[before:]):
         first = next(iter(_left(jobs, rows)), None)
@@ -123,6 +129,22 @@ def _launch(jobs: list[Job], index: dict[str, Any], asked: Asked, rows_file: Pat
             with rows_file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(lost, ensure_ascii=False) + "\n")
     return code != 0
+
+
+def _run(command: list[str], ends_at_s: float) -> int:
+    """The exit code of a command, which is ended when it takes too long: ranks may be waiting for each other."""
+    process = subprocess.Popen(command, env=_environment())
+    try:
+        return process.wait(timeout=ends_at_s - time.time())
+    except subprocess.TimeoutExpired:
+        return STUCK
+    finally:
+        if process.poll() is None:
+            process.terminate()  # torchrun ends its workers
+            try:
+                process.wait(timeout=STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _command(devices: int, file: Path) -> list[str]:

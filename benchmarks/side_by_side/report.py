@@ -73,6 +73,7 @@ def _measured(
             "mfu": contest["flops"] / step_s / peak,
             "peak_bytes": max(row["peak_bytes"] for row in timed),
             "reserved_bytes": max(row["reserved_bytes"] for row in timed),
+            "before_bytes": max(row["before_bytes"] for row in timed),
             "first_step_s": timed[0]["first_step_s"],
             "build_s": timed[0]["build_s"],
             "first_loss": timed[0]["first_loss"],
