@@ -8,10 +8,13 @@ from dataclasses import dataclass
 __all__ = [
     "CAUSAL_SHARE",
     "AttentionCurve",
+    "AttentionRates",
     "AttentionTiles",
     "CollectiveCurve",
+    "CollectiveTable",
     "MatmulCurve",
     "MemoryCurve",
+    "PackedProducts",
     "interpolated",
 ]
 
@@ -125,6 +128,63 @@ class AttentionTiles:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionRates:
+    """Fused attention on a CPU: FLOPs over a rate measured by width of heads and number of keys.
+
+    How many queries a block has there depends on the sequence, so the rate is no smooth function of it.
+    """
+
+    head_dim: tuple[int, ...]
+    """Widths that were measured, ascending."""
+    seq: tuple[int, ...]
+    """Keys that were measured, ascending."""
+    flops_per_s: tuple[tuple[float, ...], ...]
+    """For each width, by ``seq``; a causal mask halves the FLOPs, not the rate."""
+    source: str
+
+    @property
+    def usual_shape(self) -> tuple[int, int]:
+        """(keys, width of heads) where nobody knows them."""
+        return self.seq[len(self.seq) // 2], self.head_dim[len(self.head_dim) // 2]
+
+    def seconds(self, flops: float, *, seq: int, head_dim: int, kernels: int, queries: float = 0.0) -> float:
+        """Seconds for ``flops`` on sequences of ``seq`` keys with heads of ``head_dim``, however many."""
+        lengths = tuple(math.log(length) for length in self.seq)
+        widths = tuple(math.log(width) for width in self.head_dim)
+        rates = tuple(interpolated(math.log(max(seq, 1)), lengths, row) for row in self.flops_per_s)
+        return flops / interpolated(math.log(max(head_dim, 1)), widths, rates)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveTable:
+    """One collective on one kind of link as it was measured: seconds by bytes on the wire, for some numbers of ranks.
+
+    For links whose seconds follow no simple curve: gloo's, where caches, sockets and the pages of large buffers
+    matter. Between two sizes the logarithms are interpolated; beyond the last its rate goes on.
+    """
+
+    ranks: tuple[int, ...]
+    wire_bytes: tuple[tuple[float, ...], ...]
+    """For each number of ranks, ascending."""
+    seconds_s: tuple[tuple[float, ...], ...]
+    source: str
+
+    def seconds(self, wire_bytes: float, ranks: int) -> float:
+        """Seconds when each of ``ranks`` ranks sends ``wire_bytes``."""
+        known = tuple(math.log2(count) for count in self.ranks)
+        rows = zip(self.wire_bytes, self.seconds_s, strict=True)
+        return interpolated(math.log2(ranks), known, tuple(_between(wire_bytes, *row) for row in rows))
+
+
+def _between(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
+    """``ys`` at ``x``, straight in logarithms, the first below the table and proportional above it."""
+    if x >= xs[-1]:
+        return ys[-1] * x / xs[-1]
+    logs = tuple(tuple(map(math.log, each)) for each in (xs, ys))
+    return math.exp(interpolated(math.log(max(x, 1.0)), *logs))
+
+
+@dataclass(frozen=True, slots=True)
 class CollectiveCurve:
     """One collective on one kind of link: ``latency + ramp·w/(w + ramp_bytes) + w/bandwidth``.
 
@@ -210,3 +270,26 @@ class MatmulCurve:
         ideal = max(tiles / self.units, 1.0)
         waves = self.wave_split * ideal + (1.0 - self.wave_split) * math.ceil(tiles / self.units)
         return waves * 2.0 * tile_elements * (k + self.k_overhead) * self.units / self.flops_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class PackedProducts:
+    """Matrix products of one dtype on a CPU: ``fixed + FLOPs/rate + elements·size/bandwidth``.
+
+    Libraries copy both operands into blocks that fit a cache before they multiply, and add to the result block by
+    block (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008), so elements of operands
+    and result cost time of their own beside the FLOPs.
+    """
+
+    fixed_s: float
+    """What one product costs beyond its FLOPs and elements."""
+    flops_per_s: float
+    bytes_per_s: float
+    """Bandwidth at which elements are packed and stored."""
+    source: str
+
+    def seconds(self, m: int, n: int, k: int, *, batch: int = 1, element_bytes: int = 2) -> float:
+        """Seconds of ``batch`` products ``m × k @ k × n``."""
+        packed_bytes = element_bytes * (m * k + k * n + m * n)
+        each_s = self.fixed_s + 2.0 * m * n * k / self.flops_per_s + packed_bytes / self.bytes_per_s
+        return batch * each_s

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cost_models.curves import AttentionCurve, AttentionTiles, MatmulCurve, MemoryCurve
+from cost_models.curves import (
+    AttentionCurve,
+    AttentionRates,
+    AttentionTiles,
+    MatmulCurve,
+    MemoryCurve,
+    PackedProducts,
+)
 
 __all__ = ["Device"]
 
@@ -43,9 +50,11 @@ class Device:
     """Held by the communication library for one process group."""
     overlap_slowdown: float = 1.0
     """How much slower compute runs while a collective runs beside it."""
-    matmul: Mapping[str, MatmulCurve] = field(default_factory=dict, hash=False)
+    matmul: Mapping[str, MatmulCurve | PackedProducts] = field(default_factory=dict, hash=False)
     """By dtype."""
-    attention: Mapping[str, AttentionCurve | AttentionTiles] = field(default_factory=dict, hash=False)
+    attention: Mapping[str, AttentionCurve | AttentionRates | AttentionTiles] = field(
+        default_factory=dict, hash=False
+    )
     """By pass: ``attention`` and ``attention_backward``."""
     families: Mapping[str, MemoryCurve] = field(default_factory=dict, hash=False)
     """Kernels bound by memory, by family; a missing ``x_backward`` is priced as ``x``."""

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.curves import CAUSAL_SHARE, AttentionCurve, AttentionTiles, MatmulCurve, MemoryCurve
+from cost_models.curves import (
+    CAUSAL_SHARE,
+    AttentionCurve,
+    AttentionRates,
+    AttentionTiles,
+    MatmulCurve,
+    MemoryCurve,
+    PackedProducts,
+)
 
 __all__ = [
     "GPU_TILES",
@@ -20,12 +28,15 @@ __all__ = [
     "Products",
     "Vector",
     "fit_attention",
+    "fit_attention_rates",
     "fit_attention_tiles",
     "fit_collective",
     "fit_line",
     "fit_matmul",
     "fit_memory",
+    "fit_packed",
     "nelder_mead",
+    "rising",
 ]
 
 Vector = NDArray[np.float64]
@@ -170,6 +181,17 @@ def fit_matmul(
     return best, Fit.of(matmul_s(products, best), products.seconds)
 
 
+def fit_packed(products: Products) -> tuple[PackedProducts, Fit]:
+    """The curve of a CPU through ``products``; ``source`` is left empty."""
+    elements = products.m * products.k + products.k * products.n + products.m * products.n
+    columns = np.stack(
+        [products.batch, products.flops, products.batch * products.element_bytes * elements], axis=1
+    )
+    fixed_s, s_per_flop, s_per_byte = (float(value) for value in fit_line(columns, products.seconds))
+    curve = PackedProducts(fixed_s, 1.0 / max(s_per_flop, 1e-18), 1.0 / max(s_per_byte, 1e-18), source="")
+    return curve, Fit.of(columns @ np.array([fixed_s, s_per_flop, s_per_byte]), products.seconds)
+
+
 def _are_shares(efficiency: Vector) -> bool:
     return not len(efficiency) or bool(efficiency.min() >= 0.2 and efficiency.max() <= 1.0)
 
@@ -188,6 +210,18 @@ def matmul_s(products: Products, curve: MatmulCurve) -> Vector:
     memory_s = products.element_bytes * products.batch * elements / curve.memory_bytes_per_s
     seconds: Vector = curve.fixed_s + (waves_s**4 + memory_s**4) ** 0.25
     return seconds
+
+
+def rising(values: Sequence[float]) -> tuple[float, ...]:
+    """The nearest sequence that never falls, in logarithms (pool adjacent violators; Ayer et al., 1955)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        total, count = float(np.log(value)), 1
+        while pools and pools[-1][0] / pools[-1][1] > total / count:
+            before, others = pools.pop()
+            total, count = total + before, count + others
+        pools.append((total, count))
+    return tuple(float(np.exp(total / count)) for total, count in pools for _ in range(count))
 
 
 def fit_line(columns: Vector, seconds: Vector) -> Vector:
@@ -248,13 +282,28 @@ def _attention_with_gain(calls: FusedCalls, lengths: Vector, head_dim: int, gain
     )
 
 
-def _attention_s(calls: FusedCalls, curve: AttentionCurve) -> Vector:
+def _attention_s(calls: FusedCalls, curve: AttentionCurve | AttentionRates) -> Vector:
     return np.array(
         [
             curve.seconds(flops, seq=int(seq), head_dim=int(width), kernels=1)
             for flops, seq, width in zip(calls.flops, calls.seq, calls.head_dim, strict=True)
         ]
     )
+
+
+def fit_attention_rates(calls: FusedCalls) -> tuple[AttentionRates, Fit] | None:
+    """The rate of every width of heads and every length; None where the grid has holes. ``source`` is empty."""
+    widths = [int(width) for width in np.unique(calls.head_dim)]
+    lengths = [int(length) for length in np.unique(calls.seq)]
+    groups = [[(calls.head_dim == width) & (calls.seq == length) for length in lengths] for width in widths]
+    if not all(group.any() for row in groups for group in row):
+        return None
+    rates = tuple(
+        tuple(float(np.exp(np.mean(np.log(calls.flops[group] / calls.seconds[group])))) for group in row)
+        for row in groups
+    )
+    curve = AttentionRates(tuple(widths), tuple(lengths), rates, source="")
+    return curve, Fit.of(_attention_s(calls, curve), calls.seconds)
 
 
 def fit_attention_tiles(calls: FusedCalls, *, flops_per_pair: float) -> tuple[AttentionTiles, Fit] | None:

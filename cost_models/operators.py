@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models.curves import MatmulCurve, MemoryCurve
+from cost_models.curves import MatmulCurve, MemoryCurve, PackedProducts
 from cost_models.device import Device
 from cost_models.dtypes import dtype_bytes
 
@@ -145,7 +145,7 @@ def _matmul_price(work: Work, device: Device) -> Price:
     return Price(seconds + (work.kernels - 1) * device.kernel_launch_s, "fitted")
 
 
-def _matmul_curve(dtype: str, device: Device) -> MatmulCurve | None:
+def _matmul_curve(dtype: str, device: Device) -> MatmulCurve | PackedProducts | None:
     """The two 16-bit types run at the same rate on tensor cores, where the device has both."""
     twins = {"float16": "bfloat16", "bfloat16": "float16"}
     if dtype in device.matmul:

@@ -9,7 +9,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cost_models.curves import AttentionCurve, AttentionTiles, CollectiveCurve, MatmulCurve, MemoryCurve
+from cost_models.curves import (
+    AttentionCurve,
+    AttentionRates,
+    AttentionTiles,
+    CollectiveCurve,
+    CollectiveTable,
+    MatmulCurve,
+    MemoryCurve,
+    PackedProducts,
+)
 from cost_models.device import Device
 from cost_models.topology import Link
 
@@ -134,13 +143,18 @@ def _figures(entries: Mapping[str, Any], prefix: str) -> tuple[dict[str, float],
     return values, {prefix + name: entry["source"] for name, entry in entries.items()}
 
 
-def _matmul(entry: Mapping[str, Any]) -> MatmulCurve:
+def _matmul(entry: Mapping[str, Any]) -> MatmulCurve | PackedProducts:
+    if "tiles" not in entry:
+        return PackedProducts(**entry)
     lists = {"tile_efficiency", "step_slowdown_flops", "step_slowdown"}
     fields = {name: tuple(value) if name in lists else value for name, value in entry.items()}
     return MatmulCurve(**(fields | {"tiles": tuple((rows, columns) for rows, columns in entry["tiles"])}))
 
 
-def _attention(entry: Mapping[str, Any]) -> AttentionCurve | AttentionTiles:
+def _attention(entry: Mapping[str, Any]) -> AttentionCurve | AttentionRates | AttentionTiles:
+    if isinstance(entry["flops_per_s"][0], list):
+        rates = tuple(map(tuple, entry["flops_per_s"]))
+        return AttentionRates(tuple(entry["head_dim"]), tuple(entry["seq"]), rates, entry["source"])
     if "flops_per_pair" in entry:
         lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
         return AttentionTiles(**lists)
@@ -154,8 +168,19 @@ def _link(entry: Mapping[str, Any]) -> Link:
     return Link(**fields, collectives=curves)
 
 
-def _collective(entry: Mapping[str, Any]) -> CollectiveCurve:
+def _collective(entry: Mapping[str, Any]) -> CollectiveCurve | CollectiveTable:
+    if "seconds_s" in entry:
+        return _table(entry)
     lists = ("ranks", "latency_s", "ramp_s", "ramp_bytes", "bytes_per_s")
     if len({len(entry[name]) for name in lists}) != 1:
         raise ValueError(f"a collective's {', '.join(lists)} must have one entry per number of ranks")
     return CollectiveCurve(source=entry["source"], **{name: tuple(entry[name]) for name in lists})
+
+
+def _table(entry: Mapping[str, Any]) -> CollectiveTable:
+    wire_bytes, seconds_s = (tuple(map(tuple, entry[name])) for name in ("wire_bytes", "seconds_s"))
+    if [*map(len, wire_bytes)] != [*map(len, seconds_s)] or len(wire_bytes) != len(entry["ranks"]):
+        raise ValueError(
+            "a collective's wire_bytes and seconds_s must have one row per number of ranks, equally long"
+        )
+    return CollectiveTable(tuple(entry["ranks"]), wire_bytes, seconds_s, entry["source"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from cost_models.curves import CollectiveCurve
+from cost_models.curves import CollectiveCurve, CollectiveTable
 from cost_models.device import Device
 
 __all__ = ["AxisPath", "Cluster", "Link", "joined_path", "mesh_axes"]
@@ -24,7 +24,7 @@ class Link:
     bytes_per_s: float
     """Bus bandwidth of one device in one direction."""
     source: str
-    collectives: Mapping[str, CollectiveCurve] = field(default_factory=dict, hash=False)
+    collectives: Mapping[str, CollectiveCurve | CollectiveTable] = field(default_factory=dict, hash=False)
     """Measured curves of ``all_gather``, ``reduce_scatter``, ``all_reduce``, ``all_to_all`` and ``send``."""
 
     def __post_init__(self) -> None:

@@ -31,20 +31,29 @@ def profile(
     devices: Annotated[
         int,
         typer.Option(
-            min=0, help="Processes between which links are measured; 0: all GPUs, or two processes."
+            min=0,
+            help="Processes between which links are measured, and that a CPU's operators share it with; "
+            "0: all GPUs, as many as torchrun started, or two.",
         ),
     ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A third of the grid and of the samples.")] = False,
     name: Annotated[str, typer.Option(help="Name of the profile; by default that of the known device.")] = "",
     limit_s: Annotated[float, typer.Option(help="Start nothing new after this time, in seconds.")] = 240.0,
 ) -> None:
-    """Measure the devices and links at hand: a profile whose every figure says where it comes from."""
+    """Measure the devices and links at hand: a profile whose every figure says where it comes from.
+
+    It starts the processes that it needs; under torchrun the first one does, and measures for as many.
+    """
+    from autopar.measure.launcher import is_idle, launched_processes
+
+    if is_idle():
+        return
     for path in (output, readings):
         _check_place(path)
     from autopar.measure.profile import Options, profile_here
     from autopar.measure.progress import shown_progress
 
-    options = Options(quick, limit_s, devices, readings)
+    options = Options(quick, limit_s, devices or launched_processes(), readings)
     with shown_progress() as progress:
         text, taken = profile_here(device, options, progress, name=name)
     for entry in taken.skipped:

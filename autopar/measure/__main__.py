@@ -11,6 +11,7 @@ from pathlib import Path
 
 from autopar.errors import AutoparError
 from autopar.measure.fit import fit_profile
+from autopar.measure.launcher import is_idle, launched_processes
 from autopar.measure.profile import Options, profile_here
 from autopar.measure.progress import shown_progress
 from autopar.measure.readings import Readings
@@ -23,6 +24,8 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
     options = _parser().parse_args(arguments)
+    if is_idle():
+        return 0
     try:
         text, readings = _fitted(options) if options.readings_from else _measured(options)
     except AutoparError as error:
@@ -45,7 +48,9 @@ def _fitted(options: argparse.Namespace) -> tuple[str, Readings]:
 
 
 def _measured(options: argparse.Namespace) -> tuple[str, Readings]:
-    chosen = Options(options.quick, options.limit_s, options.devices, options.readings)
+    chosen = Options(
+        options.quick, options.limit_s, options.devices or launched_processes(), options.readings
+    )
     with shown_progress() as progress:
         return profile_here(options.device, chosen, progress, name=options.name)
 

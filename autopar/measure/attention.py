@@ -53,8 +53,8 @@ def attention_cases(device: torch.device, dtype: str, *, is_quick: bool) -> list
 
 def _shapes(device: torch.device, is_quick: bool) -> Iterator[AttentionShape]:
     if device.type != "cuda":
-        for seq in (128,) if is_quick else (128, 256, 512):
-            yield from (AttentionShape(heads, seq, width) for heads in (8, 32) for width in (32, 64))
+        for seq in (128,) if is_quick else (128, 256, 512, 1024):
+            yield from (AttentionShape(heads, seq, width) for heads in (8, 32) for width in (32, 64, 128))
         return
     for seq in SEQUENCES[:: 2 if is_quick else 1]:
         for heads in HEADS[:: 2 if is_quick else 1]:
@@ -83,7 +83,7 @@ def _case(device: torch.device, dtype: str, shape: AttentionShape) -> Case:
         lambda: _inputs(device, dtype, shape),
         forward=forward,
         backward=backward,
-        repeats=repeats_for(forward, MOST_REPEATS),
+        repeats=repeats_for(forward, MOST_REPEATS) if device.type == "cuda" else 1,
     )
 
 

@@ -42,7 +42,7 @@ class Case:
 
 
 def repeats_for(work: Work, most: int = MOST_REPEATS) -> int:
-    """How often a run repeats ``work``: once where it is long, more often where it is short."""
+    """How often a run on a GPU repeats ``work``: once where it is long, more often where it is short."""
     estimate_s = max(work.flops / FASTEST_FLOPS_PER_S, work.moved_bytes / FASTEST_BYTES_PER_S, 1e-6)
     return min(max(round(LEAST_RUN_S / estimate_s), 1), most)
 

@@ -1,33 +1,48 @@
 """Collectives between the devices of this node: one process per device, every size of group.
 
-The processes are started here and end here. On GPUs they speak NCCL, elsewhere gloo.
+On GPUs they speak NCCL, elsewhere gloo.
 """
 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from autopar.errors import LaunchError
+from autopar.measure.processes import run_in_processes
+from autopar.measure.progress import Progress
 from autopar.measure.readings import LinkReading
 from autopar.torch_private import all_gather_now, all_to_all_now, reduce_scatter_now
+from cost_models.operators import FRESH_FROM_BYTES
 
-__all__ = ["COLLECTIVES", "LinkOutcome", "by_collective", "group_sizes", "measure_links", "wire_bytes"]
+__all__ = [
+    "COLLECTIVES",
+    "LinkOutcome",
+    "by_collective",
+    "group_sizes",
+    "links_here",
+    "measure_links",
+    "wire_bytes",
+]
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 SIZES_BYTES = tuple(2**power for power in range(10, 31, 2))
 """Of the whole tensor: 1 KiB to 1 GiB."""
-SMALL_SIZES_BYTES = tuple(2**power for power in range(10, 23, 4))
-"""For gloo: 1 KiB to 4 MiB."""
+GLOO_SIZES_BYTES = (
+    *(2**power for power in range(10, 25, 2)),
+    FRESH_FROM_BYTES - 2**16,
+    FRESH_FROM_BYTES,
+    2**26,
+)
+"""1 KiB to 64 MiB, and both sides of where buffers begin to cost their pages."""
+GLOO_VISITS = 3
+"""Times that gloo's calls are measured, all in turn: what else a machine does comes and goes."""
 SAMPLES = 12
 CALLS_BELOW_BYTES = ((2**18, 10), (2**24, 4))
 """Calls in one sample: several of what is short."""
@@ -49,57 +64,48 @@ def group_sizes(devices: int) -> tuple[int, ...]:
 
 
 def measure_links(device_type: str, devices: int, *, is_quick: bool = False) -> LinkOutcome:
-    """Times every collective on groups of 2 to ``devices`` ranks; nothing to do for one device.
+    """Times every collective on groups of 2 to ``devices`` ranks, in processes of their own; nothing for one device.
 
     Raises LaunchError when a process fails.
     """
     if devices < 2:
         return LinkOutcome((), 0)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (device_type, devices, folder, is_quick)
-        try:
-            torch.multiprocessing.spawn(_rank, args=arguments, nprocs=devices, join=True)
-        except Exception as error:
-            raise LaunchError(f"measuring links between {devices} devices failed: {error}") from error
-        return torch.load(Path(folder) / "outcome.pt", weights_only=False)
-
-
-def _rank(rank: int, device_type: str, devices: int, folder: str, is_quick: bool) -> None:
-    """One process."""
-    is_cuda = device_type == "cuda"
-    device = torch.device(device_type, rank) if is_cuda else torch.device("cpu")
-    if is_cuda:
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(1)
-    dist.init_process_group(
-        "nccl" if is_cuda else "gloo",
-        store=dist.FileStore(str(Path(folder) / "store"), devices),
-        rank=rank,
-        world_size=devices,
-        device_id=device if is_cuda else None,
+    return run_in_processes(
+        links_here, (is_quick,), device_type=device_type, processes=devices, progress=lambda *_: None
     )
-    try:
-        outcome = _measure(device, devices, is_quick)
-        if rank == 0:
-            torch.save(outcome, Path(folder) / "outcome.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
-def _measure(device: torch.device, devices: int, is_quick: bool) -> LinkOutcome:
+def links_here(device: torch.device, progress: Progress, is_quick: bool) -> LinkOutcome:
+    """The same among the processes that run already. Every rank calls it; rank 0's readings count."""
     readings: list[LinkReading] = []
-    groups = {ranks: dist.new_group(list(range(ranks))) for ranks in group_sizes(devices)}
+    sizes_of_groups = group_sizes(dist.get_world_size())
+    groups = {ranks: dist.new_group(list(range(ranks))) for ranks in sizes_of_groups}
     communicator_bytes = _communicator_bytes(device)
-    sizes = SIZES_BYTES if device.type == "cuda" else SMALL_SIZES_BYTES
-    for ranks, group in groups.items():
+    is_gloo = device.type != "cuda"
+    for done, (ranks, group) in enumerate(groups.items(), start=1):
         if dist.get_rank() < ranks:
-            for collective in COLLECTIVES if ranks == 2 else COLLECTIVES[:-1]:
-                for size in sizes[:: 2 if is_quick else 1]:
-                    readings.append(_reading(collective, ranks, size, group, device))
+            visits = [
+                _group_readings(ranks, group, device, is_quick)
+                for _ in range(GLOO_VISITS if is_gloo and not is_quick else 1)
+            ]
+            readings += [_middle(each) for each in zip(*visits, strict=True)]
         dist.barrier()
+        progress("links", done, len(groups))
     return LinkOutcome(tuple(readings), communicator_bytes)
+
+
+def _group_readings(ranks: int, group: Any, device: torch.device, is_quick: bool) -> list[LinkReading]:
+    sizes = SIZES_BYTES if device.type == "cuda" else GLOO_SIZES_BYTES
+    return [
+        _reading(collective, ranks, size, group, device)
+        for collective in (COLLECTIVES if ranks == 2 else COLLECTIVES[:-1])
+        for size in sizes[:: 2 if is_quick else 1]
+    ]
+
+
+def _middle(visits: Sequence[LinkReading]) -> LinkReading:
+    """The median of several readings of the same."""
+    return replace(visits[0], seconds=statistics.median(reading.seconds for reading in visits))
 
 
 def _communicator_bytes(device: torch.device) -> int:

@@ -13,10 +13,20 @@ from typing import Any
 import numpy as np
 
 from autopar.measure.collectives import by_collective
+from autopar.measure.fresh_pages import FRESH_PAGES
 from autopar.measure.host import BLOCKS, CHAINS, EAGER
 from autopar.measure.readings import DeviceFacts, HostReading, LinkReading, OperatorReading, Readings
 from autopar.measure.sustained import SUSTAINED
-from cost_models.curves import AttentionCurve, AttentionTiles, CollectiveCurve, MatmulCurve, MemoryCurve
+from cost_models.curves import (
+    AttentionCurve,
+    AttentionRates,
+    AttentionTiles,
+    CollectiveCurve,
+    CollectiveTable,
+    MatmulCurve,
+    MemoryCurve,
+    PackedProducts,
+)
 from cost_models.device import Device
 from cost_models.dtypes import dtype_bytes
 from cost_models.fitting import (
@@ -25,11 +35,14 @@ from cost_models.fitting import (
     Products,
     Vector,
     fit_attention,
+    fit_attention_rates,
     fit_attention_tiles,
     fit_collective,
     fit_line,
     fit_matmul,
     fit_memory,
+    fit_packed,
+    rising,
 )
 from cost_models.profiles import Profile
 from cost_models.topology import Link
@@ -38,7 +51,6 @@ __all__ = ["EMPTY_KERNEL", "fit_profile"]
 
 EMPTY_KERNEL = "empty kernel"
 """Name of the reading of an almost empty kernel in a filled queue."""
-CPU_TILES = ((8, 8),)
 LEAST_READINGS = 2
 SIZES = 3
 """Sizes of products for which the loss inside a step is kept."""
@@ -46,6 +58,11 @@ FLOPS_PER_PAIR = {"attention": 4.0, "attention_backward": 10.0}
 """Two products forward, five backward."""
 LEAST_BEYOND_CACHES_BYTES = 2**27
 """Moved bytes from which on a GPU's caches do not make a kernel look faster than its memory."""
+PLAIN_FAMILIES = {
+    "cuda": ("copy", "elementwise", "reduction"),
+    "cpu": ("copy", "elementwise", "reduction", "optimizer"),
+}
+"""Kernels of which the fastest gives the memory's bandwidth, by kind of device."""
 ASSUMED_LINK = Link("unknown", 1e-5, 1e10, "assumed: neither measured nor known for this device")
 
 
@@ -58,6 +75,11 @@ def fit_profile(readings: Readings, base: Profile | None = None, *, name: str = 
     facts = readings.facts
     peaks, peak_sources = _peaks(readings, base)
     bandwidth, bandwidth_source = _peak_bandwidth(readings, base)
+    products = _matmul_curves(readings, peaks, bandwidth)
+    for dtype, curve in products.items():
+        if isinstance(curve, PackedProducts):
+            peaks[dtype] = curve.flops_per_s
+            peak_sources[f"peak_flops_per_s.{dtype}"] = f"{facts.source}: rate of an endless product"
     figures, sources = _figures(readings, base)
     device = Device(
         name=name or (base.device.name if base else _slug(facts.name)),
@@ -65,7 +87,7 @@ def fit_profile(readings: Readings, base: Profile | None = None, *, name: str = 
         memory_bytes=facts.memory_bytes,
         memory_bytes_per_s=bandwidth,
         peak_flops_per_s=peaks,
-        matmul=_with_base(_matmul_curves(readings, peaks, bandwidth), base, "matmul"),
+        matmul=_with_base(products, base, "matmul"),
         attention=_with_base(_attention_curves(readings), base, "attention"),
         families=_with_base(_memory_curves(readings, bandwidth), base, "families"),
         sources={
@@ -100,7 +122,9 @@ def _peaks(readings: Readings, base: Profile | None) -> tuple[dict[str, float], 
         if reading.work.family == "matmul":
             rate = reading.work.flops / reading.seconds
             best[reading.work.dtype] = max(rate, best.get(reading.work.dtype, 0.0))
-    if base:
+    if base and readings.facts.kind == "cpu":
+        known = {**base.device.peak_flops_per_s, **best}
+    elif base:
         known = {
             dtype: max(rate, best.get(dtype, 0.0)) for dtype, rate in base.device.peak_flops_per_s.items()
         }
@@ -108,7 +132,7 @@ def _peaks(readings: Readings, base: Profile | None) -> tuple[dict[str, float], 
         known = best if "float32" in best else {**best, "float32": max(best.values(), default=1e9)}
     sources = {
         f"peak_flops_per_s.{dtype}": f"{readings.facts.source}: best product"
-        if not base or rate > base.device.peak(dtype)
+        if not base or rate != base.device.peak(dtype)
         else base.device.sources[f"peak_flops_per_s.{dtype}"]
         for dtype, rate in known.items()
     }
@@ -121,10 +145,10 @@ def _peak_bandwidth(readings: Readings, base: Profile | None) -> tuple[float, st
     candidates = [
         (reading.work.moved_bytes / reading.seconds, f"{facts.source}: {reading.name}")
         for reading in readings.operators
-        if reading.work.family in ("copy", "elementwise", "reduction")
+        if reading.work.family in PLAIN_FAMILIES[facts.kind]
         and (facts.kind == "cpu" or reading.work.moved_bytes >= LEAST_BEYOND_CACHES_BYTES)
     ]
-    if base:
+    if base and not (facts.kind == "cpu" and candidates):
         candidates.append((base.device.memory_bytes_per_s, base.device.sources["memory_bytes_per_s"]))
     elif facts.driver_bytes_per_s:
         candidates.append((facts.driver_bytes_per_s, "driver: memory clock × bus width × 2"))
@@ -141,6 +165,10 @@ def _figures(readings: Readings, base: Profile | None) -> tuple[dict[str, Any], 
         if reading.name == EMPTY_KERNEL:
             found["kernel_launch_s"] = (reading.seconds, f"{facts.source}: sum of 8 elements, filled queue")
     found.update(_host_figures(readings.host, facts))
+    pages = [reading for reading in readings.operators if reading.name.startswith(FRESH_PAGES)]
+    if pages:
+        rate = sum(r.work.written_bytes for r in pages) / sum(max(r.seconds, 1e-9) for r in pages)
+        found["fresh_bytes_per_s"] = (rate, f"{facts.source}: zeros in new tensors, less zeros in old ones")
     unmeasured = {
         "kernel_launch_s": 5e-6, "host_dispatch_s": 2e-5, "communicator_bytes": 0, "overlap_slowdown": 1.1
     }  # fmt: skip
@@ -182,18 +210,21 @@ def _host_figures(readings: Sequence[HostReading], facts: DeviceFacts) -> dict[s
 
 def _matmul_curves(
     readings: Readings, peaks: Mapping[str, float], bandwidth: float
-) -> dict[str, MatmulCurve]:
+) -> dict[str, MatmulCurve | PackedProducts]:
     facts = readings.facts
-    tiles = GPU_TILES if facts.kind == "cuda" else CPU_TILES
-    curves = {}
+    curves: dict[str, MatmulCurve | PackedProducts] = {}
     single = [reading for reading in readings.operators if not reading.name.startswith(SUSTAINED)]
     for dtype, chosen in _grouped(single, lambda reading: reading.work.dtype, "matmul").items():
-        if len(chosen) <= 4 + len(tiles):
+        if len(chosen) <= 4 + len(GPU_TILES):
+            continue
+        if facts.kind == "cpu":
+            packed, fit = fit_packed(_products(chosen, dtype))
+            curves[dtype] = replace(packed, source=f"{facts.source}, inside other work: {fit}")
             continue
         curve, fit = fit_matmul(
             _products(chosen, dtype),
             units=facts.multiprocessors,
-            tiles=tiles,
+            tiles=GPU_TILES,
             peak_flops_per_s=peaks[dtype],
             memory_bytes_per_s=bandwidth,
         )
@@ -233,8 +264,8 @@ def _products(readings: Sequence[OperatorReading], dtype: str) -> Products:
     return Products(column("m"), column("n"), column("k"), seconds, column("batch"), dtype_bytes(dtype))
 
 
-def _attention_curves(readings: Readings) -> dict[str, AttentionCurve | AttentionTiles]:
-    curves: dict[str, AttentionCurve | AttentionTiles] = {}
+def _attention_curves(readings: Readings) -> dict[str, AttentionCurve | AttentionRates | AttentionTiles]:
+    curves: dict[str, AttentionCurve | AttentionRates | AttentionTiles] = {}
     for family in ("attention", "attention_backward"):
         chosen = [reading for reading in readings.operators if reading.work.family == family]
         if len(chosen) >= LEAST_READINGS:
@@ -246,11 +277,11 @@ def _attention_curves(readings: Readings) -> dict[str, AttentionCurve | Attentio
                 np.array([reading.seconds for reading in chosen]),
                 np.array([float(work.queries or work.heads * work.seq) for work in works]),
             )
-            pairs = FLOPS_PER_PAIR[family]
-            tiles = (
-                fit_attention_tiles(calls, flops_per_pair=pairs) if readings.facts.kind == "cuda" else None
+            pairs, is_cuda = FLOPS_PER_PAIR[family], readings.facts.kind == "cuda"
+            found = (
+                fit_attention_tiles(calls, flops_per_pair=pairs) if is_cuda else fit_attention_rates(calls)
             )
-            curve, fit = tiles or fit_attention(calls)
+            curve, fit = found or fit_attention(calls)
             curves[family] = replace(curve, source=f"{readings.facts.source}, inside other work: {fit}")
     return curves
 
@@ -285,8 +316,9 @@ def _grouped(
 
 def _intra(readings: Readings, base: Link) -> Link:
     """The base's link with the measured collectives in place of its own."""
+    described = _collective_table if readings.facts.kind == "cpu" else _collective_curve
     curves = {
-        collective: _collective_curve(groups, readings.facts)
+        collective: described(groups, readings.facts)
         for collective, groups in by_collective(readings.links).items()
     }
     if not curves:
@@ -306,6 +338,15 @@ def _hop(links: Sequence[LinkReading]) -> tuple[float, float]:
     pairs = sorted((link for link in links if link.ranks == 2), key=lambda link: link.wire_bytes)
     sends = [link for link in pairs if link.collective == "send"] or pairs
     return sends[0].seconds, sends[-1].wire_bytes / sends[-1].seconds
+
+
+def _collective_table(groups: Mapping[int, Sequence[LinkReading]], facts: DeviceFacts) -> CollectiveTable:
+    return CollectiveTable(
+        tuple(groups),
+        tuple(tuple(link.wire_bytes for link in group) for group in groups.values()),
+        tuple(rising([link.seconds for link in group]) for group in groups.values()),
+        source=facts.source,
+    )
 
 
 def _collective_curve(groups: Mapping[int, Sequence[LinkReading]], facts: DeviceFacts) -> CollectiveCurve:

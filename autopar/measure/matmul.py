@@ -27,9 +27,12 @@ HEAD_FEATURES = tuple(itertools.product((768, 1024, 2048), (32_000, 50_257, 50_3
 CUBES = (256, 512, 1024, 1536, 2048, 3072, 4096, 8192)
 MOST_FLOPS = {"bfloat16": 4e12, "float16": 4e12, "float32": 4e11}
 """A product of a few milliseconds."""
-SMALL_TOKENS = (64, 256)
-SMALL_FEATURES = ((64, 64), (128, 512), (256, 256), (512, 128), (512, 2048))
-SMALL_MOST_FLOPS = 1e9
+SMALL_TOKENS = (64, 256, 1024, 2048)
+SMALL_FEATURES = (
+    (64, 64), (128, 512), (256, 256), (512, 128), (512, 512), (512, 2048), (2048, 512),
+    (512, 1408), (704, 512), (1024, 1024), (1024, 4096), (4096, 1024), (512, 8192),
+)  # fmt: skip
+SMALL_MOST_FLOPS = 4.5e9
 """For a CPU: tens of milliseconds."""
 
 
@@ -68,7 +71,7 @@ def _layer_cases(device: torch.device, dtype: str, tokens: int, rows: int, colum
     ) -> Case:
         size = element.itemsize
         work = Work("matmul", 2.0 * m * n * k, size * (m * k + k * n), size * m * n, dtype, m=m, n=n, k=k)
-        repeats = repeats_for(work)
+        repeats = repeats_for(work) if device.type == "cuda" else 1
 
         def prepare() -> tuple[Pass, ...]:
             sets = [

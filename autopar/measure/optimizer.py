@@ -13,7 +13,7 @@ BYTES_PER_PARAMETER = 28.0
 """Float32 parameter, gradient and two moments read; all but the gradient written."""
 SIZES = ((12, 768 * 768), (16, 2048 * 2048), (24, 4096 * 4096))
 """(tensors, elements of each)."""
-SMALL_SIZES = ((4, 128 * 128), (4, 512 * 512))
+SMALL_SIZES = ((8, 2**14), (8, 2**18), (16, 2**20))
 """For a CPU."""
 
 

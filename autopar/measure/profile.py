@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from autopar.measure.attention import attention_cases
 from autopar.measure.cases import Case
 from autopar.measure.clock import Budget, Clock, CudaClock, clock_for, measure_cases
 from autopar.measure.collectives import LinkOutcome, group_sizes, measure_links
+from autopar.measure.cpu import CpuOptions, cpu_readings
 from autopar.measure.eager import eager_cases
 from autopar.measure.fit import EMPTY_KERNEL, fit_profile
 from autopar.measure.host import host_readings
@@ -54,7 +53,8 @@ class Options:
     limit_s: float = 240.0
     """Nothing new is started after this wall time; what is left out is listed as skipped."""
     devices: int = 0
-    """Processes between which links are measured; 0 for all GPUs of the node, or two CPU processes."""
+    """Processes between which links are measured; 0 for all GPUs of the node, or two processes of a CPU, which run
+    the operators at the same time too."""
     readings_path: Path | None = None
     """Where the readings are written after each family, so that nothing is lost."""
 
@@ -92,6 +92,9 @@ def _silent(what: str, done: int, total: int) -> None:
 
 def take_readings(device: torch.device, options: Options, progress: Progress) -> Readings:
     """Everything that can be measured here. Raises LaunchError when processes for the links fail."""
+    if device.type == "cpu":
+        asked = CpuOptions(options.is_quick, options.limit_s, options.devices, options.readings_path)
+        return cpu_readings(asked, progress)
     budget = Budget(options.limit_s)
     links = _links(device, options, progress)
     with recompilations_allowed(RECOMPILATIONS):
@@ -110,7 +113,7 @@ def base_profile(device: torch.device) -> Profile | None:
 
 def _links(device: torch.device, options: Options, progress: Progress) -> LinkOutcome:
     """First, while this process holds nothing on the devices."""
-    devices = options.devices or (torch.cuda.device_count() if device.type == "cuda" else 2)
+    devices = options.devices or torch.cuda.device_count()
     total = len(group_sizes(devices))
     if not total:
         return LinkOutcome((), 0)
@@ -155,7 +158,7 @@ class _Session:
         """What matters most first."""
         device, is_quick = self.device, self.options.is_quick
         yield "matrix products bfloat16", linear_cases(device, "bfloat16", is_quick=is_quick)
-        yield "attention", attention_cases(device, _attention_dtype(device), is_quick=is_quick)
+        yield "attention", attention_cases(device, "bfloat16", is_quick=is_quick)
         yield "optimizer", optimizer_cases(device, is_quick=is_quick)
         yield "matrix products float32", linear_cases(device, "float32", is_quick=is_quick)
         yield "loss and embedding", end_cases(device, is_quick=is_quick)
@@ -193,21 +196,12 @@ class _Session:
         return readings
 
 
-def _attention_dtype(device: torch.device) -> str:
-    return "bfloat16" if device.type == "cuda" else "float32"
-
-
 def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device)
 
 
 def _facts(device: torch.device) -> DeviceFacts:
     name, date = _device_name(device), datetime.date.today().isoformat()
-    if device.type != "cuda":
-        note = f"{torch.get_num_threads()} threads"
-        return DeviceFacts(name, "cpu", torch.__version__, date, 1, _host_memory_bytes(), 0, note=note)
     properties = torch.cuda.get_device_properties(device)
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     tf32 = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
@@ -223,8 +217,3 @@ def _facts(device: torch.device) -> DeviceFacts:
         driver_bytes_per_s=2.0 * clock_hz * getattr(properties, "memory_bus_width", 0) / 8,
         note=f"tf32 {tf32}",
     )
-
-
-def _host_memory_bytes() -> int:
-    """Physical memory as Linux gives it."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from cost_models.collectives import (
     reduce_scatter_s,
     send_s,
 )
+from cost_models.curves import CollectiveTable
 from cost_models.units import GiB, MiB
 
 COLLECTIVES = (all_gather_s, reduce_scatter_s, all_reduce_s, all_to_all_s)
@@ -105,6 +107,16 @@ def test_four_nodes_reach_the_published_bus_bandwidth() -> None:
     path = whole("a100-80gb:4x8")
     assert 2 * 31 / 32 * 16 * GiB / all_reduce_s(16 * GiB, path) == pytest.approx(192e9, rel=0.1)
     assert 31 / 32 * 16 * GiB / all_to_all_s(16 * GiB, path) == pytest.approx(30e9, rel=0.1)
+
+
+def test_a_table_gives_what_was_measured_and_goes_on_at_its_last_rate() -> None:
+    table = CollectiveTable((2, 4), ((1e3, 1e6), (1e3, 1e6)), ((1e-4, 1e-3), (3e-4, 3e-3)), "")
+    assert table.seconds(1e3, 2) == pytest.approx(1e-4)
+    assert table.seconds(1e6, 4) == pytest.approx(3e-3)
+    assert table.seconds(1.0, 2) == pytest.approx(1e-4)
+    assert table.seconds(4e6, 2) == pytest.approx(4e-3)
+    assert table.seconds(10**4.5, 2) == pytest.approx(10**-3.5)
+    assert table.seconds(1e3, 3) == pytest.approx(1e-4 + 2e-4 * math.log2(1.5))
 
 
 def test_provenance_says_whether_a_curve_was_measured() -> None:

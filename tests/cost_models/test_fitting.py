@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cost_models.curves import AttentionTiles, MatmulCurve
+from cost_models.curves import AttentionTiles, MatmulCurve, PackedProducts
 from cost_models.fitting import (
     GPU_TILES,
     Fit,
     FusedCalls,
     Products,
     fit_attention,
+    fit_attention_rates,
     fit_attention_tiles,
     fit_collective,
     fit_line,
     fit_matmul,
     fit_memory,
+    fit_packed,
     matmul_s,
+    rising,
 )
 from cost_models.profiles import builtin_profile
 
@@ -122,6 +129,36 @@ def test_few_sizes_of_a_collective_make_a_line() -> None:
     wire = np.array([1e3, 1e5, 1e7])
     (latency_s, ramp_s, _, bytes_per_s), _ = fit_collective(wire, 1e-4 + wire / 1e9)
     assert (latency_s, ramp_s, bytes_per_s) == pytest.approx((1e-4, 0.0, 1e9))
+
+
+def test_packed_products_give_back_their_numbers() -> None:
+    truth = PackedProducts(2e-5, 1e11, 8e9, "")
+    sizes = [(m, n, k) for m in (64, 512, 2048) for n in (64, 1024) for k in (128, 512)]
+    m, n, k = np.array(sizes, dtype=float).T
+    seconds = np.array([truth.seconds(*size, element_bytes=4) for size in sizes])
+    curve, fit = fit_packed(Products(m, n, k, seconds, np.ones_like(m), element_bytes=4.0))
+    found = (curve.fixed_s, curve.flops_per_s, curve.bytes_per_s)
+    assert found == pytest.approx((truth.fixed_s, truth.flops_per_s, truth.bytes_per_s), rel=1e-6)
+    assert fit.p90 < 1e-6
+
+
+def test_attention_of_a_cpu_runs_at_the_rates_that_were_measured() -> None:
+    grid = [(seq, width) for seq in (128, 512) for width in (32, 64)]
+    seq, width = np.array(grid, dtype=float).T
+    flops, rates = 1e9 * np.ones(4), np.array([2e10, 3e10, 4e10, 6e10])
+    curve, fit = fit_attention_rates(FusedCalls(flops, seq, width, flops / rates)) or (None, None)
+    assert curve is not None
+    assert fit is not None
+    assert fit.p90 < 1e-9
+    assert curve.seconds(1e9, seq=256, head_dim=64, kernels=1) == pytest.approx(1e9 / 4.5e10)
+    assert fit_attention_rates(FusedCalls(flops[:3], seq[:3], width[:3], (flops / rates)[:3])) is None
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12))
+def test_a_rising_sequence_never_falls_and_stays_as_it_is_where_it_rises(values: list[float]) -> None:
+    found = rising(values)
+    assert all(first <= second * (1 + 1e-12) for first, second in itertools.pairwise(found))
+    assert rising(sorted(values)) == pytest.approx(sorted(values))
 
 
 def test_errors_are_relative() -> None:
